@@ -1,0 +1,224 @@
+//! PURE. What a journal record is, and its encoding (docs/journal.md).
+//!
+//! Records are numbered by `seq` from 1 in a session, without holes. A record's `seq` is also the number its
+//! message has on the link, so a reader that comes back names the last one it saw.
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::wire::{Channel, Message};
+
+/// Microseconds since the Unix epoch, wall time.
+pub type Micros = u64;
+
+/// A launcher or CLI process on the link. Lives as long as that process, over reconnects.
+pub type ClientId = Uuid;
+
+/// The number of an execution in its session, from 1. 0 in a record: belongs to no execution.
+pub type ExecutionNumber = u64;
+
+/// One numbered entry of the journal.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Record {
+    /// From 1, without holes.
+    pub seq: u64,
+    /// When it was written.
+    pub time: Micros,
+    /// What happened.
+    pub body: Body,
+}
+
+/// What a record says.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Body {
+    /// A frontend's request (or input_reply). Its identities are those of the frontend's socket.
+    Request {
+        /// shell, control or stdin.
+        channel: Channel,
+        /// Who asked.
+        client: ClientId,
+        /// The execution this request *is*, else 0.
+        execution: ExecutionNumber,
+        /// The request.
+        message: Message,
+    },
+    /// A reply, or an input_request, to the one frontend whose identities the message carries.
+    Reply {
+        /// shell, control or stdin.
+        channel: Channel,
+        /// To whom.
+        client: ClientId,
+        /// The execution that was answered, else 0.
+        execution: ExecutionNumber,
+        /// The reply.
+        message: Message,
+    },
+    /// A broadcast of the engine (`client` is `None`: everybody gets it) or of farside to one client.
+    Iopub {
+        /// `Some`: for the subscribers of this client only.
+        client: Option<ClientId>,
+        /// The execution that it is an output or status of, else 0.
+        execution: ExecutionNumber,
+        /// The message; its identities are the topic.
+        message: Message,
+    },
+    /// Everything that is not a Jupyter message.
+    Note(Note),
+}
+
+/// The state of an execution.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum ExecutionState {
+    Queued,
+    Running,
+    WaitingInput,
+    Ok,
+    Error,
+    Aborted,
+    Interrupted,
+    Lost,
+}
+
+impl ExecutionState {
+    /// Whether nothing more can come of it.
+    pub fn is_final(self) -> bool {
+        match self {
+            Self::Queued | Self::Running | Self::WaitingInput => false,
+            Self::Ok | Self::Error | Self::Aborted | Self::Interrupted | Self::Lost => true,
+        }
+    }
+
+    /// The name in `--json`, tables and the index.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Queued => "queued",
+            Self::Running => "running",
+            Self::WaitingInput => "waiting_input",
+            Self::Ok => "ok",
+            Self::Error => "error",
+            Self::Aborted => "aborted",
+            Self::Interrupted => "interrupted",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// Why and how a process ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProcessEnd {
+    /// Exit code, where it exited by itself.
+    pub exit_code: Option<i32>,
+    /// Signal number, where one killed it.
+    pub signal: Option<i32>,
+    /// Whether the kernel's out-of-memory killer is known to have done it.
+    #[serde(default)]
+    pub out_of_memory: bool,
+}
+
+/// Events of a session that are not Jupyter messages. Stored as JSON (`{"note": "...", ...}`) so that an older
+/// farside reads what a newer one wrote: unknown kinds become [`Note::Unknown`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "note", rename_all = "snake_case")]
+pub enum Note {
+    /// The first record of every session.
+    SessionStarted {
+        /// Session id.
+        id: String,
+        /// Its name.
+        name: String,
+        /// Kernelspec name of the engine.
+        engine: String,
+    },
+    /// A host took the session over.
+    HostStarted {
+        /// Its process id.
+        pid: u32,
+        /// farside's version.
+        version: String,
+    },
+    /// An engine process was started. `generation` counts from 1 and grows with each restart.
+    EngineStarted {
+        /// Which engine of this session.
+        generation: u32,
+        /// Its process id.
+        pid: u32,
+    },
+    /// The engine process ended.
+    EngineEnded {
+        /// Which engine of this session.
+        generation: u32,
+        /// `None`: nobody saw how.
+        end: Option<ProcessEnd>,
+        /// In words: "killed by signal 9 (SIGKILL)".
+        why: String,
+    },
+    /// Output may be missing here: the engine's iopub was not read from `from` to `until`, or records were lost.
+    Gap {
+        /// Start of the time not covered.
+        from: Micros,
+        /// End of it.
+        until: Micros,
+        /// What caused it, in words.
+        why: String,
+    },
+    /// A launcher or CLI client attached.
+    ClientAttached {
+        /// Which.
+        client: ClientId,
+        /// `launcher` or the CLI command's name.
+        kind: String,
+        /// Process id.
+        pid: u32,
+    },
+    /// It left.
+    ClientDetached {
+        /// Which.
+        client: ClientId,
+        /// Why, in words.
+        why: String,
+    },
+    /// An execution changed its state.
+    Execution {
+        /// Which.
+        n: ExecutionNumber,
+        /// Its execute_request's msg_id.
+        msg_id: String,
+        /// The state from now on.
+        state: ExecutionState,
+        /// Why, where that is not plain from the outputs.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        reason: Option<String>,
+    },
+    /// From here on `client` gets the outputs of execution `n` with `parent` as their parent_header: first those
+    /// already in the journal, compacted, then each new one.
+    Attach {
+        /// Who.
+        client: ClientId,
+        /// The attaching request's header, JSON text.
+        parent: String,
+        /// The execution attached to.
+        n: ExecutionNumber,
+    },
+    /// That attachment is over.
+    AttachEnded {
+        /// Who.
+        client: ClientId,
+        /// The msg_id of the attaching request.
+        msg_id: String,
+    },
+    /// The core's state at this place, so that recovery need not read older records.
+    Checkpoint {
+        /// As the session core wrote it.
+        state: serde_json::Value,
+    },
+    /// The session is over. Nothing follows.
+    SessionEnded {
+        /// Begins with a word of the contract: `stopped`, `shutdown`, `idle`, ...
+        reason: String,
+    },
+    /// A kind this version does not know.
+    #[serde(other)]
+    Unknown,
+}

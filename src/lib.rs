@@ -1,0 +1,11 @@
+//! farside: "tmux for Jupyter kernels".
+//!
+//! Three processes (docs/architecture.md has the picture):
+//! launcher ([`launcher`]) <-- [`link`] --> host ([`host`]) <-- ZMTP --> engine, with the keeper
+//! ([`keeper`]) above host and engine.
+//!
+//! The dependency rule: `cli -> launcher, host -> link, journal, session -> wire`, never the other way.
+//! [`wire`], [`session`] and [`journal::record`] are pure: no runtime, no files, no clock.
+
+pub mod journal;
+pub mod wire;

@@ -1,0 +1,3 @@
+//! The `farside` binary: parse, run, exit code.
+
+fn main() {}
