@@ -8,4 +8,5 @@
 //! [`wire`], [`session`] and [`journal::record`] are pure: no runtime, no files, no clock.
 
 pub mod journal;
+pub mod session;
 pub mod wire;

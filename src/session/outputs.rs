@@ -1,0 +1,1 @@
+//! Output compaction: the messages a replay sends for one execution.
