@@ -9,4 +9,5 @@
 
 pub mod journal;
 pub mod session;
+pub mod state_dir;
 pub mod wire;

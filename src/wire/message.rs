@@ -97,7 +97,12 @@ impl Message {
     pub fn parts(&self) -> impl Iterator<Item = &Bytes> {
         self.identities
             .iter()
-            .chain([&self.header, &self.parent_header, &self.metadata, &self.content])
+            .chain([
+                &self.header,
+                &self.parent_header,
+                &self.metadata,
+                &self.content,
+            ])
             .chain(&self.buffers)
     }
 }

@@ -1,0 +1,306 @@
+//! What is known of a session: its two JSON files, and the object of the contract that is derived from them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{HOST_START_GRACE_MICROS, HostLock, ProcessId, Session, StateError, secure};
+use crate::journal::record::Micros;
+
+/// Version of `session.json`. A newer farside reads every older one; fields may be added without a new number.
+pub(super) const SESSION_FORMAT: u32 = 1;
+
+/// `session.json`: written once by whoever creates the session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SessionJson {
+    /// Version of this file's format.
+    pub format: u32,
+    /// Eight of [a-z0-9].
+    pub id: String,
+    /// For people; unique among live sessions.
+    pub name: String,
+    /// Kernelspec name of the engine.
+    pub engine: String,
+    /// The engine's command line, `{connection_file}` still in it.
+    pub argv: Vec<String>,
+    /// What is added to the environment of the engine.
+    pub env: BTreeMap<String, String>,
+    /// Whether the engine wants an interrupt_request rather than SIGINT.
+    #[serde(default)]
+    pub interrupt_by_message: bool,
+    /// Working directory of the engine.
+    pub cwd: PathBuf,
+    /// What brings a frontend back to this session.
+    pub key: Option<String>,
+    /// When it was created.
+    #[serde(with = "iso::micros")]
+    pub created: Micros,
+    /// Folder of its sockets: recorded, since another process may have another environment.
+    pub sockets: PathBuf,
+    /// farside's version.
+    pub version: String,
+    /// Why the file could not be read; all else is then a guess. Never in the file itself.
+    #[serde(skip)]
+    pub damage: Option<String>,
+}
+
+impl SessionJson {
+    pub(super) fn read(path: &Path) -> Result<Self, StateError> {
+        let text = fs::read(path).map_err(StateError::io("read", path))?;
+        serde_json::from_slice(&text)
+            .map_err(|e| StateError::io("read", path)(std::io::Error::other(e)))
+    }
+
+    /// What can be said of a session whose file is damaged: it is listed, and can be pruned.
+    pub(super) fn unreadable(id: &str, root: &Path, why: &str) -> Self {
+        let created = fs::metadata(root)
+            .and_then(|meta| meta.modified())
+            .ok()
+            .and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok())
+            .map_or(0, |age| age.as_micros() as Micros);
+        Self {
+            format: SESSION_FORMAT,
+            id: id.to_owned(),
+            name: format!("damaged-{id}"),
+            engine: String::new(),
+            argv: Vec::new(),
+            env: BTreeMap::new(),
+            interrupt_by_message: false,
+            cwd: PathBuf::new(),
+            key: None,
+            created,
+            sockets: PathBuf::new(),
+            version: String::new(),
+            damage: Some(why.to_owned()),
+        }
+    }
+}
+
+/// The state of a session, as the contract names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum SessionState {
+    Starting,
+    Busy,
+    Idle,
+    WaitingInput,
+    Retired,
+    Ended,
+    Lost,
+}
+
+impl SessionState {
+    /// The name in `--json` and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Busy => "busy",
+            Self::Idle => "idle",
+            Self::WaitingInput => "waiting_input",
+            Self::Retired => "retired",
+            Self::Ended => "ended",
+            Self::Lost => "lost",
+        }
+    }
+
+    /// Whether something runs for the session.
+    pub fn is_live(self) -> bool {
+        match self {
+            Self::Starting | Self::Busy | Self::Idle | Self::WaitingInput => true,
+            Self::Retired | Self::Ended | Self::Lost => false,
+        }
+    }
+}
+
+/// `status.json`: what changes, rewritten by the host. Unknown fields of a newer farside are ignored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// As the host sees it; `retired` or `ended` is its last word.
+    pub state: SessionState,
+    /// Frontends and CLI clients on the link.
+    pub attached: u32,
+    /// Executions so far.
+    pub executions: u64,
+    /// The last request of a person, or output of an execution.
+    #[serde(with = "iso::option", default)]
+    pub last_activity: Option<Micros>,
+    /// When it retires if nothing more happens.
+    #[serde(with = "iso::option", default)]
+    pub ends_at: Option<Micros>,
+    /// When it ended.
+    #[serde(with = "iso::option", default)]
+    pub ended_at: Option<Micros>,
+    /// Begins with a word of the contract: `idle`, `lifetime`, `stopped` ...
+    #[serde(default)]
+    pub end_reason: Option<String>,
+    /// The host that wrote this.
+    #[serde(default)]
+    pub host: Option<ProcessId>,
+    /// The engine of the moment.
+    #[serde(default)]
+    pub engine: Option<ProcessId>,
+    /// Since when an execution runs.
+    #[serde(with = "iso::option", default)]
+    pub busy_since: Option<Micros>,
+    /// The number of the running execution.
+    #[serde(default)]
+    pub running: Option<u64>,
+}
+
+impl Status {
+    /// The status of a host that has just taken the session over.
+    pub fn starting() -> Self {
+        Self {
+            state: SessionState::Starting,
+            attached: 0,
+            executions: 0,
+            last_activity: None,
+            ends_at: None,
+            ended_at: None,
+            end_reason: None,
+            host: ProcessId::of(std::process::id()),
+            engine: None,
+            busy_since: None,
+            running: None,
+        }
+    }
+
+    pub(super) fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
+    pub(super) fn write(&self, path: &Path) -> Result<(), StateError> {
+        let aside = path.with_extension("json.new");
+        let text = serde_json::to_vec(self).expect("plain strings and numbers");
+        secure::write_private(&aside, &text).map_err(StateError::io("write", &aside))?;
+        fs::rename(&aside, path).map_err(StateError::io("replace", path))
+    }
+}
+
+/// A session as `--json` shows it: exactly these names, in this order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[allow(missing_docs)]
+pub struct SessionFacts {
+    pub id: String,
+    pub name: String,
+    pub engine: String,
+    pub state: SessionState,
+    pub attached: u32,
+    pub executions: u64,
+    #[serde(with = "iso::micros")]
+    pub created: Micros,
+    #[serde(with = "iso::option")]
+    pub last_activity: Option<Micros>,
+    #[serde(with = "iso::option")]
+    pub ends_at: Option<Micros>,
+    pub end_reason: Option<String>,
+    pub host_pid: Option<u32>,
+    pub engine_pid: Option<u32>,
+    pub key: Option<String>,
+}
+
+/// What is true of a session now, from its files and from who lives.
+pub(super) fn derive(session: &Session, now: Micros) -> SessionFacts {
+    let status = session.status();
+    let host_lives = HostLock::is_held(&session.dir);
+    let engine = status
+        .as_ref()
+        .and_then(|s| s.engine)
+        .filter(|engine| engine.is_alive());
+    let json = &session.json;
+    let state = match &status {
+        Some(status) if !status.state.is_live() => status.state,
+        Some(status) if host_lives || engine.is_some() => status.state,
+        None if host_lives => SessionState::Starting,
+        None if json.damage.is_none()
+            && now < json.created.saturating_add(HOST_START_GRACE_MICROS) =>
+        {
+            SessionState::Starting
+        }
+        Some(_) | None => SessionState::Lost,
+    };
+    let live = state.is_live();
+    let status = status.unwrap_or_else(Status::starting);
+    let lost_reason = || match &json.damage {
+        Some(why) => format!("host_lost: {why}"),
+        None => "host_lost: neither its host nor its engine runs any more".to_owned(),
+    };
+    SessionFacts {
+        id: json.id.clone(),
+        name: json.name.clone(),
+        engine: json.engine.clone(),
+        state,
+        attached: if live { status.attached } else { 0 },
+        executions: status.executions,
+        created: json.created,
+        last_activity: status.last_activity,
+        ends_at: status.ends_at.filter(|_| live),
+        end_reason: status
+            .end_reason
+            .or_else(|| (state == SessionState::Lost).then(lost_reason)),
+        host_pid: status.host.filter(|_| host_lives).map(|host| host.pid),
+        engine_pid: engine.map(|engine| engine.pid),
+        key: json.key.clone(),
+    }
+}
+
+/// Times in JSON: ISO 8601, UTC, microseconds.
+pub mod iso {
+    use jiff::Timestamp;
+
+    use crate::journal::record::Micros;
+
+    /// `2026-01-31T12:00:00.000000Z`. A time out of range is shown as the last one that is in range.
+    pub fn format(time: Micros) -> String {
+        let time = i64::try_from(time)
+            .ok()
+            .and_then(|t| Timestamp::from_microsecond(t).ok());
+        format!("{:.6}", time.unwrap_or(Timestamp::MAX))
+    }
+
+    /// Any ISO 8601 time with an offset; times before 1970 count as 1970.
+    pub fn parse(text: &str) -> Result<Micros, jiff::Error> {
+        let time: Timestamp = text.parse()?;
+        Ok(Micros::try_from(time.as_microsecond()).unwrap_or(0))
+    }
+
+    /// serde for a time.
+    pub mod micros {
+        use serde::{Deserialize as _, Deserializer, Serializer};
+
+        use super::Micros;
+
+        /// As ISO 8601.
+        pub fn serialize<S: Serializer>(time: &Micros, to: S) -> Result<S::Ok, S::Error> {
+            to.serialize_str(&super::format(*time))
+        }
+        /// From ISO 8601.
+        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Micros, D::Error> {
+            super::parse(&String::deserialize(from)?).map_err(serde::de::Error::custom)
+        }
+    }
+
+    /// serde for a time or null.
+    pub mod option {
+        use serde::{Deserialize as _, Deserializer, Serializer};
+
+        use super::Micros;
+
+        /// As ISO 8601 or null.
+        pub fn serialize<S: Serializer>(time: &Option<Micros>, to: S) -> Result<S::Ok, S::Error> {
+            match time {
+                Some(time) => to.serialize_some(&super::format(*time)),
+                None => to.serialize_none(),
+            }
+        }
+        /// From ISO 8601 or null.
+        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Micros>, D::Error> {
+            Option::<String>::deserialize(from)?
+                .map(|text| super::parse(&text).map_err(serde::de::Error::custom))
+                .transpose()
+        }
+    }
+}

@@ -1,0 +1,101 @@
+//! Folders that only their owner can enter.
+
+use std::fs;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{
+    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+};
+use std::path::Path;
+
+use super::StateError;
+
+/// The user farside acts for.
+pub(super) fn uid() -> u32 {
+    // SAFETY: geteuid has no arguments and cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// Creates the folder (and its parents) with mode 0700 if it is missing, and refuses one that is not safe.
+pub fn ensure_private_dir(path: &Path) -> Result<(), StateError> {
+    let mut builder = fs::DirBuilder::new();
+    builder.mode(0o700);
+    let made = match builder.create(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if let Some(parent) = path.parent() {
+                builder
+                    .recursive(true)
+                    .create(parent)
+                    .map_err(StateError::io("create", parent))?;
+            }
+            builder.recursive(false).create(path)
+        }
+        other => other,
+    };
+    match made {
+        // A umask can only have taken bits away from 0700; give the owner back what is his.
+        Ok(()) => fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(StateError::io("set the permissions of", path))?,
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => return Err(StateError::io("create", path)(e)),
+    }
+    check_private_dir(path)
+}
+
+/// Refuses a folder that is a link, somebody else's, or open to others.
+pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
+    let meta = fs::symlink_metadata(path).map_err(StateError::io("look at", path))?;
+    let refuse = |why: String, fix: String| {
+        Err(StateError::Insecure {
+            path: path.to_owned(),
+            why,
+            fix,
+        })
+    };
+    let elsewhere = || {
+        "set FARSIDE_STATE_DIR (or XDG_RUNTIME_DIR, for the sockets) to a folder of your own"
+            .to_owned()
+    };
+    if meta.is_symlink() {
+        return refuse(
+            "is a symbolic link, where a folder is needed".to_owned(),
+            elsewhere(),
+        );
+    }
+    if !meta.is_dir() {
+        return refuse("is not a folder".to_owned(), elsewhere());
+    }
+    if meta.uid() != uid() {
+        return refuse(
+            format!(
+                "belongs to user {}, not to you (user {})",
+                meta.uid(),
+                uid()
+            ),
+            elsewhere(),
+        );
+    }
+    let mode = meta.mode() & 0o7777;
+    if mode & 0o077 != 0 {
+        return refuse(
+            format!("is open to other users (mode {mode:04o})"),
+            format!("make it your own with `chmod 700 {}`", path.display()),
+        );
+    }
+    Ok(())
+}
+
+/// Whether an existing folder is ours; its mode and links in its path do not matter.
+pub(super) fn is_own_dir(path: &Path) -> bool {
+    fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid())
+}
+
+/// Writes a file that only its owner can read, from its first moment.
+pub(super) fn write_private(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let mut file = fs::OpenOptions::new()
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(path)?;
+    file.write_all(bytes)
+}

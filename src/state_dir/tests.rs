@@ -1,0 +1,418 @@
+use std::collections::HashSet;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
+use std::time::Duration;
+
+use super::*;
+
+struct Sandbox {
+    folder: tempfile::TempDir,
+    sessions: Sessions,
+}
+
+fn sandbox() -> Sandbox {
+    let folder = tempfile::tempdir().unwrap();
+    let sessions =
+        Sessions::open_at(&folder.path().join("state"), &folder.path().join("run")).unwrap();
+    Sandbox { folder, sessions }
+}
+
+fn guard(sandbox: &Sandbox) -> CreationGuard {
+    sandbox
+        .sessions
+        .lock_creation(Duration::from_secs(5))
+        .unwrap()
+}
+
+fn new(name: Option<&str>, key: Option<&str>) -> NewSession {
+    NewSession {
+        name: name.map(str::to_owned),
+        engine: "python3".to_owned(),
+        argv: vec!["python".to_owned()],
+        env: vec![("A".to_owned(), "b".to_owned())],
+        interrupt_by_message: false,
+        cwd: PathBuf::from("/"),
+        key: key.map(str::to_owned),
+    }
+}
+
+fn create(sandbox: &Sandbox, name: Option<&str>, key: Option<&str>) -> Session {
+    sandbox
+        .sessions
+        .create(&guard(sandbox), new(name, key))
+        .unwrap()
+}
+
+fn end(session: &Session) {
+    let lock = HostLock::acquire(&session.dir).unwrap().unwrap();
+    let status = Status {
+        state: SessionState::Ended,
+        end_reason: Some("stopped".to_owned()),
+        ..Status::starting()
+    };
+    session.dir.write_status(&lock, &status).unwrap();
+}
+
+fn mode(path: &Path) -> u32 {
+    fs::symlink_metadata(path).unwrap().permissions().mode() & 0o7777
+}
+
+#[test]
+fn a_new_session_is_private_whole_and_found_again() {
+    let sandbox = sandbox();
+    let session = create(&sandbox, Some("train"), Some("/n/book.ipynb"));
+    for dir in [
+        sandbox.sessions.state_dir(),
+        session.dir.root(),
+        session.dir.sockets(),
+        &session.dir.journal(),
+    ] {
+        assert_eq!(mode(dir), 0o700, "{}", dir.display());
+    }
+    assert_eq!(mode(&session.dir.session_json()), 0o600);
+    assert!(is_id(&session.json.id));
+    assert!(session.dir.link_socket().as_os_str().len() <= SOCKET_PATH_BYTES_MAX);
+    let again = sandbox.sessions.find("train").unwrap();
+    assert_eq!(again.json, session.json);
+    assert_eq!(
+        Session::open(session.dir.root()).unwrap().json,
+        session.json
+    );
+    let facts = serde_json::to_value(again.facts()).unwrap();
+    let names: Vec<&str> = facts
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect();
+    assert_eq!(
+        names.join(" "),
+        "id name engine state attached executions created last_activity ends_at end_reason host_pid engine_pid key"
+    );
+    assert_eq!(facts["state"], "starting");
+    // Nothing but the session and the lock is left in the state folder.
+    let left: HashSet<String> = fs::read_dir(sandbox.sessions.state_dir())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert_eq!(
+        left,
+        HashSet::from([session.json.id.clone(), "create.lock".to_owned()])
+    );
+}
+
+#[test]
+fn folders_that_are_not_ours_alone_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = folder.path().join("run");
+    let open = folder.path().join("open");
+    fs::create_dir(&open).unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o750)).unwrap();
+    let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
+    assert!(
+        error.contains("mode 0750") && error.contains("chmod 700"),
+        "{error}"
+    );
+
+    let link = folder.path().join("link");
+    let real = folder.path().join("real");
+    ensure_private_dir(&real).unwrap();
+    symlink(&real, &link).unwrap();
+    let error = Sessions::open_at(&link, &run).unwrap_err().to_string();
+    assert!(error.contains("symbolic link"), "{error}");
+    // The folder of the sockets is held to the same.
+    let sessions = Sessions::open_at(&real, &link).unwrap();
+    let guard = sessions.lock_creation(Duration::from_secs(5)).unwrap();
+    assert!(matches!(
+        sessions.create(&guard, new(None, None)),
+        Err(StateError::Insecure { .. })
+    ));
+
+    let file = folder.path().join("file");
+    fs::write(&file, "").unwrap();
+    assert!(matches!(
+        Sessions::open_at(&file, &run),
+        Err(StateError::Insecure { .. })
+    ));
+    if secure::uid() == 0 {
+        std::os::unix::fs::chown(&real, Some(12345), None).unwrap();
+        let error = Sessions::open_at(&real, &run).unwrap_err().to_string();
+        assert!(error.contains("belongs to user 12345"), "{error}");
+    }
+}
+
+#[test]
+fn sockets_go_where_their_path_is_short_enough() {
+    let folder = tempfile::tempdir().unwrap();
+    let state = folder.path().join("state");
+    let long = folder.path().join("x".repeat(SOCKET_PATH_BYTES_MAX));
+    let sessions = Sessions::open_at(&state, &long).unwrap();
+    let guard = sessions.lock_creation(Duration::from_secs(5)).unwrap();
+    let error = sessions.create(&guard, new(None, None)).unwrap_err();
+    assert!(
+        matches!(error, StateError::NoSocketFolder { .. }),
+        "{error}"
+    );
+
+    let short = folder.path().join("s");
+    let not_there = folder.path().join("none");
+    let sessions = Sessions {
+        state,
+        runtime: vec![
+            RuntimeChoice {
+                dir: not_there.join("farside"),
+                base: Some(not_there),
+            },
+            RuntimeChoice {
+                base: None,
+                dir: long,
+            },
+            RuntimeChoice {
+                base: None,
+                dir: short.clone(),
+            },
+        ],
+    };
+    let session = sessions.create(&guard, new(None, None)).unwrap();
+    assert!(session.dir.sockets().starts_with(&short));
+}
+
+#[test]
+fn names_come_from_the_notebook_and_stay_unique_among_the_living() {
+    let sandbox = sandbox();
+    let first = create(&sandbox, None, Some("/home/me/My notes.ipynb"));
+    assert_eq!(first.json.name, "My notes");
+    let second = create(&sandbox, None, Some("/home/me/My notes.ipynb"));
+    assert_eq!(second.json.name, "My notes-2");
+    let plain = create(&sandbox, None, None);
+    assert_eq!(plain.json.name, format!("python3-{}", plain.json.id));
+    let odd = create(&sandbox, None, Some("/n/abc12345.ipynb"));
+    assert_eq!(
+        odd.json.name,
+        format!("python3-{}", odd.json.id),
+        "a name must not look like an id"
+    );
+    end(&first);
+    assert_eq!(
+        create(&sandbox, None, Some("/x/My notes.ipynb")).json.name,
+        "My notes"
+    );
+
+    for bad in [
+        "",
+        "a/b",
+        "a\nb",
+        "abc12345",
+        "-x",
+        " x",
+        &"x".repeat(NAME_BYTES_MAX + 1),
+    ] {
+        let refused = sandbox
+            .sessions
+            .create(&guard(&sandbox), new(Some(bad), None));
+        assert!(
+            matches!(refused, Err(StateError::BadName { .. })),
+            "{bad:?}"
+        );
+    }
+    assert!(
+        check_name("training").is_ok(),
+        "a word of eight letters is no id"
+    );
+}
+
+#[test]
+fn a_selector_is_an_id_a_name_or_a_unique_beginning() {
+    let sandbox = sandbox();
+    let old = create(&sandbox, Some("train"), None);
+    end(&old);
+    let live = create(&sandbox, Some("train"), None);
+    let find = |selector: &str| sandbox.sessions.find(selector).map(|s| s.json.id);
+    assert_eq!(find("train").unwrap(), live.json.id, "the living one wins");
+    assert_eq!(find(&old.json.id).unwrap(), old.json.id);
+    let prefix = (1..=ID_CHARS)
+        .map(|n| &old.json.id[..n])
+        .find(|p| !live.json.id.starts_with(p))
+        .unwrap();
+    assert_eq!(find(prefix).unwrap(), old.json.id);
+    end(&live);
+    let error = find("train").unwrap_err();
+    assert!(matches!(error, StateError::Ambiguous { .. }));
+    assert!(
+        error.to_string().contains(&old.json.id) && error.to_string().contains(&live.json.id),
+        "{error}"
+    );
+    let error = find("nonesuch").unwrap_err();
+    assert!(
+        matches!(error, StateError::NotFound { .. }) && error.to_string().contains("train"),
+        "{error}"
+    );
+    for odd in ["", "..", "../state", "/"] {
+        assert!(
+            matches!(find(odd), Err(StateError::NotFound { .. })),
+            "{odd:?}"
+        );
+    }
+}
+
+#[test]
+fn a_key_finds_the_living_newest_first() {
+    let sandbox = sandbox();
+    let (a, b) = (
+        create(&sandbox, None, Some("/n/a.ipynb")),
+        create(&sandbox, None, Some("/n/a.ipynb")),
+    );
+    create(&sandbox, None, Some("/n/other.ipynb"));
+    let ids = || -> Vec<String> {
+        let found = sandbox
+            .sessions
+            .find_by_key("/n/a.ipynb", "python3")
+            .unwrap();
+        found.into_iter().map(|s| s.json.id).collect()
+    };
+    let mut expected = [b.json.clone(), a.json.clone()];
+    expected.sort_by_key(|json| std::cmp::Reverse((json.created, json.id.clone())));
+    assert_eq!(
+        ids(),
+        expected
+            .iter()
+            .map(|json| json.id.clone())
+            .collect::<Vec<_>>()
+    );
+    end(&b);
+    assert_eq!(ids(), [a.json.id]);
+    assert!(
+        sandbox
+            .sessions
+            .find_by_key("/n/a.ipynb", "ir")
+            .unwrap()
+            .is_empty()
+    );
+}
+
+#[test]
+fn the_host_lock_has_one_holder_and_testing_it_takes_nothing() {
+    let sandbox = sandbox();
+    let session = create(&sandbox, None, None);
+    assert!(!HostLock::is_held(&session.dir));
+    let lock = HostLock::acquire(&session.dir).unwrap().unwrap();
+    assert!(HostLock::is_held(&session.dir));
+    assert!(HostLock::acquire(&session.dir).unwrap().is_none());
+    drop(lock);
+    assert!(!HostLock::is_held(&session.dir));
+}
+
+#[test]
+fn the_state_follows_from_who_lives() {
+    let sandbox = sandbox();
+    let session = create(&sandbox, None, None);
+    let at = |now| derive_state(&session, now);
+    let created = session.json.created;
+    assert_eq!(at(created), SessionState::Starting);
+    assert_eq!(
+        at(created + HOST_START_GRACE_MICROS),
+        SessionState::Lost,
+        "no host ever came"
+    );
+
+    let lock = HostLock::acquire(&session.dir).unwrap().unwrap();
+    assert_eq!(
+        at(created + HOST_START_GRACE_MICROS),
+        SessionState::Starting
+    );
+    let mut engine = std::process::Command::new("cat")
+        .stdin(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let status = Status {
+        state: SessionState::Busy,
+        attached: 2,
+        engine: ProcessId::of(engine.id()),
+        ends_at: Some(created),
+        ..Status::starting()
+    };
+    session.dir.write_status(&lock, &status).unwrap();
+    assert_eq!(session.status(), Some(Status { ..status.clone() }));
+    let facts = session.facts();
+    assert_eq!((facts.state, facts.attached), (SessionState::Busy, 2));
+    assert_eq!(
+        (facts.host_pid, facts.engine_pid),
+        (Some(std::process::id()), Some(engine.id()))
+    );
+
+    drop(lock);
+    let facts = session.facts();
+    assert_eq!(
+        (facts.state, facts.host_pid),
+        (SessionState::Busy, None),
+        "the engine still runs"
+    );
+    drop(engine.stdin.take());
+    engine.wait().unwrap();
+    let facts = session.facts();
+    assert_eq!(
+        (facts.state, facts.engine_pid, facts.attached, facts.ends_at),
+        (SessionState::Lost, None, 0, None)
+    );
+    assert!(facts.end_reason.unwrap().starts_with("host_lost"));
+    end(&session);
+    assert_eq!(session.facts().state, SessionState::Ended);
+    assert_eq!(session.facts().end_reason.as_deref(), Some("stopped"));
+}
+
+fn derive_state(session: &Session, now: Micros) -> SessionState {
+    facts::derive(session, now).state
+}
+
+#[test]
+fn a_damaged_session_is_listed_and_can_be_removed() {
+    let sandbox = sandbox();
+    let session = create(&sandbox, None, None);
+    fs::write(session.dir.session_json(), "{\"id\":").unwrap();
+    let [listed] = sandbox.sessions.list().unwrap().try_into().unwrap();
+    let listed: Session = listed;
+    assert_eq!(listed.facts().state, SessionState::Lost);
+    assert!(listed.facts().end_reason.unwrap().contains("session.json"));
+    sandbox.sessions.remove(&listed).unwrap();
+    assert!(sandbox.sessions.list().unwrap().is_empty());
+    assert!(
+        sandbox.folder.path().join("run").is_dir(),
+        "only the session's own folders are removed"
+    );
+}
+
+#[test]
+fn the_creation_lock_is_waited_for_and_given_up_on() {
+    let sandbox = sandbox();
+    let held = guard(&sandbox);
+    let error = sandbox
+        .sessions
+        .lock_creation(Duration::from_millis(20))
+        .unwrap_err();
+    assert!(matches!(error, StateError::LockTimeout { .. }), "{error}");
+    let sessions = sandbox.sessions.clone();
+    let waiter =
+        std::thread::spawn(move || sessions.lock_creation(Duration::from_secs(30)).is_ok());
+    drop(held);
+    assert!(waiter.join().unwrap());
+}
+
+#[test]
+fn keys_and_times_have_one_form() {
+    assert_eq!(notebook_key("/a/b.ipynb", Path::new("/c")), "/a/b.ipynb");
+    assert_eq!(
+        notebook_key("./x/../b.ipynb", Path::new("/c/d")),
+        "/c/d/b.ipynb"
+    );
+    assert_eq!(iso::format(1_000_000), "1970-01-01T00:00:01.000000Z");
+    assert_eq!(
+        iso::parse("1970-01-01T01:00:01.5+01:00").unwrap(),
+        1_500_000
+    );
+    assert_eq!(
+        iso::parse(&iso::format(Micros::MAX))
+            .map(iso::format)
+            .unwrap(),
+        iso::format(Micros::MAX)
+    );
+    assert!(iso::parse("yesterday").is_err());
+}
