@@ -8,6 +8,7 @@
 //! [`wire`], [`session`] and [`journal::record`] are pure: no runtime, no files, no clock.
 
 pub mod journal;
+pub mod kernelspec;
 pub mod session;
 pub mod state_dir;
 pub mod wire;
