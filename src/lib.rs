@@ -11,4 +11,5 @@ pub mod journal;
 pub mod kernelspec;
 pub mod session;
 pub mod state_dir;
+pub mod transport;
 pub mod wire;

@@ -1,0 +1,189 @@
+//! tcp and unix sockets under one type.
+
+use std::fs::{self, File, Permissions};
+use std::io::{self, IoSlice};
+use std::os::fd::AsFd;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::BufMut;
+use tokio::io::{Interest, Ready};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+
+use crate::wire::Endpoint;
+
+/// Connections waiting to be accepted, as libzmq has it.
+const BACKLOG: u32 = 100;
+
+/// How long to wait where the process or system has no descriptor left for a connection that is waiting.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+/// A connection, before anything has been said.
+#[derive(Debug)]
+pub enum Stream {
+    /// tcp, with TCP_NODELAY.
+    Tcp(TcpStream),
+    /// A unix socket.
+    Unix(UnixStream),
+}
+
+/// A bound endpoint. A unix socket's file goes away with it.
+#[derive(Debug)]
+pub struct Listener(Inner);
+
+#[derive(Debug)]
+enum Inner {
+    Tcp(TcpListener),
+    Unix {
+        listener: UnixListener,
+        path: PathBuf,
+        id: (u64, u64),
+    },
+}
+
+impl Listener {
+    /// Binds exactly this endpoint. A unix socket is for its owner only (0600); a file that a dead process left
+    /// there is replaced, one where somebody listens is an `AddrInUse`.
+    pub async fn bind(endpoint: &Endpoint) -> io::Result<Self> {
+        let bound = match endpoint {
+            Endpoint::Tcp { host, port } => {
+                let host = if host == "*" { "0.0.0.0" } else { host };
+                // std sets SO_REUSEADDR: a port whose last connections are in TIME_WAIT can be bound.
+                TcpListener::bind((host, *port)).await.map(Inner::Tcp)
+            }
+            Endpoint::Ipc { path } => bind_unix(Path::new(path)).await,
+        };
+        let why = |e: io::Error| io::Error::new(e.kind(), format!("cannot bind {endpoint}: {e}"));
+        Ok(Self(bound.map_err(why)?))
+    }
+
+    /// Where it is bound, with the port that was really taken.
+    pub fn local_endpoint(&self) -> io::Result<Endpoint> {
+        match &self.0 {
+            Inner::Tcp(listener) => listener.local_addr().map(|a| Endpoint::Tcp {
+                host: a.ip().to_string(),
+                port: a.port(),
+            }),
+            Inner::Unix { path, .. } => Ok(Endpoint::Ipc {
+                path: path.to_string_lossy().into_owned(),
+            }),
+        }
+    }
+
+    /// The next connection. A connection that broke before it was accepted is passed over, and a lack of
+    /// descriptors is waited out, so an error here means that the listener itself is broken.
+    pub async fn accept(&self) -> io::Result<Stream> {
+        loop {
+            let accepted = match &self.0 {
+                Inner::Tcp(listener) => listener.accept().await.map(|(s, _)| Stream::Tcp(s)),
+                Inner::Unix { listener, .. } => {
+                    listener.accept().await.map(|(s, _)| Stream::Unix(s))
+                }
+            };
+            match accepted {
+                Ok(stream) => {
+                    if let Ok(stream) = stream.without_delay() {
+                        return Ok(stream);
+                    }
+                }
+                Err(e) => match e.raw_os_error() {
+                    Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::ENOMEM) => {
+                        tracing::warn!(error = %e, "cannot accept a connection, trying again");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    Some(libc::EBADF | libc::EINVAL | libc::ENOTSOCK | libc::EFAULT) | None => {
+                        return Err(e);
+                    }
+                    // accept(2): the error of the connection that came, not of the listener.
+                    Some(_) => {}
+                },
+            }
+        }
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        if let Inner::Unix { path, id, .. } = &self.0
+            && file_id(path).is_ok_and(|now| now == *id)
+        {
+            // Nothing can be done about it, and the next bind removes it.
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// Connects to an endpoint.
+pub async fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
+    let connected = match endpoint {
+        Endpoint::Tcp { host, port } => TcpStream::connect((host.as_str(), *port))
+            .await
+            .map(Stream::Tcp),
+        Endpoint::Ipc { path } => UnixStream::connect(path).await.map(Stream::Unix),
+    };
+    connected
+        .and_then(Stream::without_delay)
+        .map_err(|e| io::Error::new(e.kind(), format!("cannot connect to {endpoint}: {e}")))
+}
+
+async fn bind_unix(path: &Path) -> io::Result<Inner> {
+    let listener = match listen_unix(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
+            match UnixStream::connect(path).await {
+                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
+                _ => return Err(e),
+            }
+            listen_unix(path)?
+        }
+        other => other?,
+    };
+    Ok(Inner::Unix {
+        listener,
+        path: path.to_owned(),
+        id: file_id(path)?,
+    })
+}
+
+fn listen_unix(path: &Path) -> io::Result<UnixListener> {
+    let socket = UnixSocket::new_stream()?;
+    // On Linux bind(2) gives the file the mode of the socket: 0600 from its first moment on.
+    File::from(socket.as_fd().try_clone_to_owned()?)
+        .set_permissions(Permissions::from_mode(0o600))?;
+    socket.bind(path)?;
+    socket.listen(BACKLOG)
+}
+
+fn file_id(path: &Path) -> io::Result<(u64, u64)> {
+    fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
+}
+
+impl Stream {
+    fn without_delay(self) -> io::Result<Self> {
+        if let Self::Tcp(stream) = &self {
+            stream.set_nodelay(true)?;
+        }
+        Ok(self)
+    }
+
+    pub(super) fn try_read_buf(&self, buf: &mut impl BufMut) -> io::Result<usize> {
+        match self {
+            Self::Tcp(s) => s.try_read_buf(buf),
+            Self::Unix(s) => s.try_read_buf(buf),
+        }
+    }
+
+    pub(super) fn try_write_vectored(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        match self {
+            Self::Tcp(s) => s.try_write_vectored(slices),
+            Self::Unix(s) => s.try_write_vectored(slices),
+        }
+    }
+
+    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+        match self {
+            Self::Tcp(s) => s.ready(interest).await,
+            Self::Unix(s) => s.ready(interest).await,
+        }
+    }
+}
