@@ -8,7 +8,9 @@
 //! [`wire`], [`session`] and [`journal::record`] are pure: no runtime, no files, no clock.
 
 pub mod journal;
+pub mod keeper;
 pub mod kernelspec;
+pub mod process;
 pub mod session;
 pub mod state_dir;
 pub mod transport;

@@ -1,0 +1,244 @@
+//! The host's side of the socket to its keeper.
+
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use tokio::time::Instant;
+
+use super::args::{HostArgs, SessionDirs};
+use super::protocol::{FromKeeper, Process, ToKeeper};
+use super::socket::{self, MESSAGE_BYTES_MAX, Received};
+use super::start;
+
+/// Waiting time before the n-th new keeper in a row of keepers that died soon after their start.
+const REPLACE_DELAYS: [Duration; 5] = [
+    Duration::ZERO,
+    Duration::from_millis(100),
+    Duration::from_millis(500),
+    Duration::from_secs(2),
+    Duration::from_secs(10),
+];
+
+/// A keeper that lived this long was a good one: its death is no reason to wait.
+const HEALTHY_AFTER: Duration = Duration::from_secs(5);
+
+/// Talks to the keeper, and replaces a keeper that was killed: then another [`FromKeeper::Hello`] comes, and all
+/// processes known to the old one are watched by the new one. Nothing else is to be done about it.
+///
+/// [`Self::recv`] must be polled all the time: it also sends what [`Self::send`] could not send at once.
+#[derive(Debug)]
+pub struct Client {
+    dirs: SessionDirs,
+    link: Link,
+    outbox: VecDeque<ToKeeper>,
+    inbox: VecDeque<FromKeeper>,
+    /// Processes whose end has not been told yet.
+    alive: Vec<Process>,
+    /// Ids of the spawns that were sent and not answered.
+    spawning: Vec<String>,
+    bye: bool,
+    /// Keepers in a row that died soon after their start.
+    failures: usize,
+    buffer: Vec<u8>,
+}
+
+#[derive(Debug)]
+enum Link {
+    Up {
+        socket: AsyncFd<OwnedFd>,
+        since: Instant,
+    },
+    Down {
+        replace_at: Instant,
+    },
+}
+
+impl Client {
+    /// Needs a tokio runtime with I/O and time.
+    pub fn new(args: HostArgs) -> io::Result<Self> {
+        Ok(Self {
+            dirs: args.dirs,
+            link: Link::up(args.keeper)?,
+            outbox: VecDeque::new(),
+            inbox: VecDeque::new(),
+            alive: Vec::new(),
+            spawning: Vec::new(),
+            bye: false,
+            failures: 0,
+            buffer: vec![0; MESSAGE_BYTES_MAX],
+        })
+    }
+
+    /// Asks the keeper for something. Does not wait.
+    ///
+    /// # Errors
+    /// Only where the message is over [`MESSAGE_BYTES_MAX`].
+    pub fn send(&mut self, message: ToKeeper) -> io::Result<()> {
+        socket::encode(&message)?;
+        match &message {
+            ToKeeper::Watch(process) => self.note_alive(process),
+            ToKeeper::Bye => self.bye = true,
+            ToKeeper::Spawn(_)
+            | ToKeeper::Signal { .. }
+            | ToKeeper::Ack { .. }
+            | ToKeeper::Unknown => {}
+        }
+        self.outbox.push_back(message);
+        if let Link::Up { socket, .. } = &self.link {
+            // An error shows when receiving, and is dealt with there.
+            let _ = flush(socket.get_ref(), &mut self.outbox, &mut self.spawning);
+        }
+        Ok(())
+    }
+
+    /// The keeper's next message. Cancel-safe.
+    pub async fn recv(&mut self) -> FromKeeper {
+        loop {
+            if let Some(message) = self.inbox.pop_front() {
+                return message;
+            }
+            match &self.link {
+                Link::Down { replace_at } => {
+                    tokio::time::sleep_until(*replace_at).await;
+                    self.replace();
+                }
+                Link::Up { socket, .. } => {
+                    let (outbox, spawning) = (&mut self.outbox, &mut self.spawning);
+                    let buffer = &mut self.buffer;
+                    let has_more = !outbox.is_empty();
+                    let received = tokio::select! {
+                        biased;
+                        received = socket.async_io(Interest::READABLE, |fd| {
+                            socket::receive(fd, buffer)
+                        }) => received,
+                        sent = socket.async_io(Interest::WRITABLE, |fd| {
+                            flush(fd, outbox, spawning)
+                        }), if has_more => match sent {
+                            Ok(()) => continue,
+                            // The keeper's last words are still to be read.
+                            Err(_) => socket
+                                .async_io(Interest::READABLE, |fd| socket::receive(fd, buffer))
+                                .await,
+                        },
+                    };
+                    self.received(received);
+                }
+            }
+        }
+    }
+
+    fn received(&mut self, received: io::Result<Received<FromKeeper>>) {
+        match received {
+            Ok(Received::Message(message)) => {
+                self.note(&message);
+                self.inbox.push_back(message);
+            }
+            Ok(Received::Garbage(what)) => tracing::warn!("from the keeper: {what}"),
+            Ok(Received::Closed) => self.lost(),
+            Err(error) => {
+                tracing::warn!("the socket to the keeper: {error}");
+                self.lost();
+            }
+        }
+    }
+
+    fn note(&mut self, message: &FromKeeper) {
+        match message {
+            FromKeeper::Hello(hello) => {
+                for process in &hello.alive {
+                    self.note_alive(process);
+                }
+                for end in &hello.ended {
+                    self.alive.retain(|process| *process != end.process);
+                }
+            }
+            FromKeeper::Spawned(process) => {
+                self.spawning.retain(|id| *id != process.id);
+                self.note_alive(process);
+            }
+            FromKeeper::SpawnFailed { id, .. } => self.spawning.retain(|other| other != id),
+            FromKeeper::Ended(end) => self.alive.retain(|process| {
+                (process.pid, process.start_time) != (end.process.pid, end.process.start_time)
+            }),
+            FromKeeper::Refused { .. } | FromKeeper::Terminate | FromKeeper::Unknown => {}
+        }
+    }
+
+    fn note_alive(&mut self, process: &Process) {
+        if !self.alive.contains(process) {
+            self.alive.push(process.clone());
+        }
+    }
+
+    /// The keeper is gone.
+    fn lost(&mut self) {
+        let lived = match &self.link {
+            Link::Up { since, .. } => since.elapsed(),
+            Link::Down { .. } => Duration::ZERO,
+        };
+        if lived >= HEALTHY_AFTER {
+            self.failures = 0;
+        }
+        let delay = REPLACE_DELAYS[self.failures.min(REPLACE_DELAYS.len() - 1)];
+        self.failures += 1;
+        tracing::warn!("the keeper is gone; another one is started in {delay:?}");
+        self.link = Link::Down {
+            replace_at: Instant::now() + delay,
+        };
+        // What it was about to do, nobody knows.
+        for id in self.spawning.drain(..) {
+            let error = "the keeper was killed while it started the process: try again".to_owned();
+            self.inbox.push_back(FromKeeper::SpawnFailed { id, error });
+        }
+    }
+
+    /// Starts another keeper. Blocks for some milliseconds, which is rare enough.
+    fn replace(&mut self) {
+        match start::replace(&self.dirs).and_then(Link::up) {
+            Ok(link) => {
+                self.link = link;
+                // Before whatever has been asked since: a signal needs a process that the keeper knows.
+                if self.bye && !self.outbox.contains(&ToKeeper::Bye) {
+                    self.outbox.push_front(ToKeeper::Bye);
+                }
+                for process in self.alive.iter().rev() {
+                    self.outbox.push_front(ToKeeper::Watch(process.clone()));
+                }
+            }
+            Err(error) => {
+                tracing::error!("no new keeper: {error}");
+                self.lost();
+            }
+        }
+    }
+}
+
+impl Link {
+    fn up(socket: OwnedFd) -> io::Result<Self> {
+        let interest = Interest::READABLE | Interest::WRITABLE;
+        Ok(Self::Up {
+            // SAFETY: an owned descriptor, which the AsyncFd keeps as it is until both are dropped.
+            socket: unsafe { AsyncFd::register_with_interest(socket, interest) }?,
+            since: Instant::now(),
+        })
+    }
+}
+
+/// Sends what can be sent without waiting.
+fn flush(
+    socket: &OwnedFd,
+    outbox: &mut VecDeque<ToKeeper>,
+    spawning: &mut Vec<String>,
+) -> io::Result<()> {
+    while let Some(message) = outbox.front() {
+        socket::send(socket, &socket::encode(message)?)?;
+        if let Some(ToKeeper::Spawn(spawn)) = outbox.pop_front() {
+            spawning.push(spawn.id);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,545 @@
+//! System calls about processes that std has no name for, behind safe functions: pidfds, start times, signal
+//! names, file locks, a socket peer's credentials, and what a daemon does to itself at its start.
+//!
+//! Knows nothing of farside. Linux only. A process is named by its pid together with its start time
+//! ([`start_time`]): a pid alone may be somebody else's by the time it is used.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// A process held by a descriptor: it cannot be mistaken for a later one with the same pid.
+#[derive(Debug)]
+pub struct PidFd {
+    fd: OwnedFd,
+    pid: u32,
+    start_time: u64,
+}
+
+impl PidFd {
+    /// Opens the process that has `pid` now. A zombie can be opened too, and counts as ended.
+    ///
+    /// # Errors
+    /// `ESRCH` where there is none.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        // SAFETY: pidfd_open takes two integers and returns a new descriptor or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid as libc::pid_t, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel has just given us this descriptor (close-on-exec), nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as RawFd) };
+        let start_time = start_time(pid).ok_or_else(no_such_process)?;
+        let opened = Self {
+            fd,
+            pid,
+            start_time,
+        };
+        // As long as the process we hold has not been reaped, its pid is not given away: so the start time just
+        // read was its own.
+        match opened.signal(0) {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Err(error),
+            _ => Ok(opened),
+        }
+    }
+
+    /// Opens the process that has `pid` and was started at `start_time` ([`start_time`]).
+    ///
+    /// # Errors
+    /// `ESRCH` where there is none, or where another process has that pid now.
+    pub fn open_verified(pid: u32, start_time: u64) -> io::Result<Self> {
+        let opened = Self::open(pid)?;
+        if opened.start_time == start_time {
+            Ok(opened)
+        } else {
+            Err(no_such_process())
+        }
+    }
+
+    /// Opens the parent of this process; `None` where it has gone already (what took its place, init or a
+    /// subreaper, is told apart by `expected`: the parent's pid as noted at start, e.g. from `JPY_PARENT_PID`).
+    pub fn of_parent(expected: Option<u32>) -> io::Result<Option<Self>> {
+        let pid = parent_pid();
+        if pid <= 1 || expected.is_some_and(|expected| expected != pid) {
+            return Ok(None);
+        }
+        match Self::open(pid) {
+            // It may have ended, and its pid been reused, between the two calls: then we have a new parent.
+            Ok(opened) if parent_pid() == pid => Ok(Some(opened)),
+            Ok(_) => Ok(None),
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Its start time, see [`start_time`].
+    pub fn start_time(&self) -> u64 {
+        self.start_time
+    }
+
+    /// Whether it has ended (its parent may not have reaped it yet).
+    pub fn has_ended(&self) -> bool {
+        poll_one(self.fd.as_fd(), Duration::ZERO) != 0
+    }
+
+    /// Waits until it has ended, at most for `limit`; says whether it has.
+    pub fn wait_blocking(&self, limit: Duration) -> bool {
+        poll_one(self.fd.as_fd(), limit) != 0
+    }
+
+    /// Waits until it has ended. Cancel-safe. Needs a tokio runtime with I/O.
+    pub async fn wait(&self) -> io::Result<()> {
+        // A descriptor of its own: one cannot be registered twice, and several may wait.
+        let fd = self.fd.try_clone()?;
+        // SAFETY: an owned descriptor, which the AsyncFd keeps as it is until both are dropped.
+        let fd = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) }?;
+        loop {
+            let mut ready = fd.readable().await?;
+            if self.has_ended() {
+                return Ok(());
+            }
+            ready.clear_ready();
+        }
+    }
+
+    /// Sends it a signal.
+    ///
+    /// # Errors
+    /// `ESRCH` where it has ended and been reaped, `EPERM` where it is not ours.
+    pub fn signal(&self, signal: i32) -> io::Result<()> {
+        // SAFETY: no pointer but a null siginfo, which asks the kernel to fill it in as kill(2) does.
+        let done = unsafe {
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.fd.as_raw_fd(),
+                signal,
+                std::ptr::null::<libc::siginfo_t>(),
+                0,
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Sends a signal to the process group that this process leads.
+    ///
+    /// # Errors
+    /// `ESRCH` where it has ended or leads no group.
+    pub fn signal_group(&self, signal: i32) -> io::Result<()> {
+        if self.has_ended() {
+            return Err(no_such_process());
+        }
+        signal_group(self.pid, signal)
+    }
+
+    /// How it ended, also where it was not our child. `None` while it runs, where its parent has not reaped it,
+    /// and on kernels before 6.15, which do not tell.
+    pub fn exit_status(&self) -> Option<ExitStatus> {
+        // SAFETY: pidfd_info is plain integers, for which zero is a valid value.
+        let mut info: libc::pidfd_info = unsafe { std::mem::zeroed() };
+        info.mask = u64::from(libc::PIDFD_INFO_EXIT);
+        // SAFETY: the request's size is that of `info`, which outlives the call.
+        let done = unsafe { libc::ioctl(self.fd.as_raw_fd(), libc::PIDFD_GET_INFO, &mut info) };
+        let known = done == 0 && info.mask & u64::from(libc::PIDFD_INFO_EXIT) != 0;
+        known.then(|| ExitStatus::from_raw(info.exit_code))
+    }
+}
+
+impl AsFd for PidFd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+fn no_such_process() -> io::Error {
+    io::Error::from_raw_os_error(libc::ESRCH)
+}
+
+/// Returned events of one descriptor that may become readable; 0 after `limit`.
+fn poll_one(fd: BorrowedFd<'_>, limit: Duration) -> libc::c_short {
+    let mut entry = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    poll(std::slice::from_mut(&mut entry), Some(limit)).map_or(0, |_| entry.revents)
+}
+
+/// poll(2). A signal counts as a time-out. `None` waits without a limit.
+pub fn poll(entries: &mut [libc::pollfd], limit: Option<Duration>) -> io::Result<usize> {
+    // Rounded up: waking a little early would make a caller with a deadline spin.
+    let millis = limit.map_or(-1, |limit| {
+        limit
+            .as_micros()
+            .div_ceil(1000)
+            .try_into()
+            .unwrap_or(i32::MAX)
+    });
+    // SAFETY: pointer and length are those of one slice, exclusively borrowed for the call.
+    let ready = unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as libc::nfds_t, millis) };
+    match ready {
+        0.. => Ok(ready as usize),
+        _ => match io::Error::last_os_error() {
+            error if error.kind() == io::ErrorKind::Interrupted => {
+                entries.iter_mut().for_each(|entry| entry.revents = 0);
+                Ok(0)
+            }
+            error => Err(error),
+        },
+    }
+}
+
+/// When the process was started, in clock ticks since the machine's start (proc_pid_stat(5), field 22);
+/// `None` where there is no such process.
+pub fn start_time(pid: u32) -> Option<u64> {
+    let stat = std::fs::read(format!("/proc/{pid}/stat")).ok()?;
+    // The second field, the command's name in parentheses, may itself hold spaces and parentheses.
+    let after_name = stat.iter().rposition(|&byte| byte == b')')?;
+    let rest = std::str::from_utf8(stat.get(after_name + 1..)?).ok()?;
+    rest.split_ascii_whitespace().nth(19)?.parse().ok()
+}
+
+/// Our parent's process id; 0 or 1 where it is out of our sight or gone.
+pub fn parent_pid() -> u32 {
+    std::os::unix::process::parent_id()
+}
+
+/// Sends a signal to a process: for a child that has not been waited for. For any other use [`PidFd::signal`].
+pub fn signal(pid: u32, signal: i32) -> io::Result<()> {
+    // 0 would mean our own group.
+    let pid = libc::pid_t::try_from(pid).ok().filter(|&pid| pid > 0);
+    // SAFETY: two integers.
+    if unsafe { libc::kill(pid.ok_or_else(no_such_process)?, signal) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Sends a signal to a process group, by the id of its leader.
+pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
+    // 0 and 1 would mean our own group and everybody.
+    let leader = libc::pid_t::try_from(leader)
+        .ok()
+        .filter(|&leader| leader > 1)
+        .ok_or_else(no_such_process)?;
+    // SAFETY: two integers.
+    if unsafe { libc::killpg(leader, signal) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// The name of a signal on Linux, e.g. `SIGKILL`; `None` for real-time and unknown numbers.
+pub fn signal_name(signal: i32) -> Option<&'static str> {
+    Some(match signal {
+        libc::SIGHUP => "SIGHUP",
+        libc::SIGINT => "SIGINT",
+        libc::SIGQUIT => "SIGQUIT",
+        libc::SIGILL => "SIGILL",
+        libc::SIGTRAP => "SIGTRAP",
+        libc::SIGABRT => "SIGABRT",
+        libc::SIGBUS => "SIGBUS",
+        libc::SIGFPE => "SIGFPE",
+        libc::SIGKILL => "SIGKILL",
+        libc::SIGUSR1 => "SIGUSR1",
+        libc::SIGSEGV => "SIGSEGV",
+        libc::SIGUSR2 => "SIGUSR2",
+        libc::SIGPIPE => "SIGPIPE",
+        libc::SIGALRM => "SIGALRM",
+        libc::SIGTERM => "SIGTERM",
+        libc::SIGCHLD => "SIGCHLD",
+        libc::SIGCONT => "SIGCONT",
+        libc::SIGSTOP => "SIGSTOP",
+        libc::SIGTSTP => "SIGTSTP",
+        libc::SIGTTIN => "SIGTTIN",
+        libc::SIGTTOU => "SIGTTOU",
+        libc::SIGURG => "SIGURG",
+        libc::SIGXCPU => "SIGXCPU",
+        libc::SIGXFSZ => "SIGXFSZ",
+        libc::SIGVTALRM => "SIGVTALRM",
+        libc::SIGPROF => "SIGPROF",
+        libc::SIGWINCH => "SIGWINCH",
+        libc::SIGIO => "SIGIO",
+        libc::SIGPWR => "SIGPWR",
+        libc::SIGSYS => "SIGSYS",
+        _ => return None,
+    })
+}
+
+/// Who is at the other end of a unix socket, as the kernel noted it when the two were connected (SO_PEERCRED).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerCredentials {
+    /// Process id.
+    pub pid: u32,
+    /// Effective user id.
+    pub uid: u32,
+    /// Effective group id.
+    pub gid: u32,
+}
+
+/// The credentials of the peer of a unix socket (std's, tokio's, or a bare descriptor).
+pub fn peer_credentials(socket: &impl AsFd) -> io::Result<PeerCredentials> {
+    let mut found = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut size = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: `found` is valid for writes of `size` bytes.
+    let done = unsafe {
+        libc::getsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut found).cast(),
+            &mut size,
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(PeerCredentials {
+        pid: found.pid as u32,
+        uid: found.uid,
+        gid: found.gid,
+    })
+}
+
+/// Our own effective user id.
+pub fn effective_uid() -> u32 {
+    // SAFETY: takes nothing, cannot fail.
+    unsafe { libc::geteuid() }
+}
+
+/// An exclusive lock on a file, released when dropped or when the process ends however it ends. The file stays:
+/// removing it would let two processes lock two files of one name.
+#[derive(Debug)]
+pub struct LockFile {
+    _file: File,
+}
+
+impl LockFile {
+    /// Takes the lock, creating the file (0600) where needed; `None` where somebody else has it.
+    pub fn acquire(path: &Path) -> io::Result<Option<Self>> {
+        let file = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(path)?;
+        match file.try_lock() {
+            Ok(()) => Ok(Some(Self { _file: file })),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error),
+        }
+    }
+}
+
+/// Makes this process the parent of descendants whose own parent ends (PR_SET_CHILD_SUBREAPER).
+pub fn set_subreaper() -> io::Result<()> {
+    // SAFETY: integers only.
+    if unsafe { libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) } == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Closes every descriptor above `last`.
+///
+/// # Safety
+/// No value in this process may own or borrow a descriptor above `last`: for the first lines of `main`.
+pub unsafe fn close_fds_above(last: RawFd) {
+    // SAFETY: the caller vouches that nobody uses these descriptors.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            last as libc::c_uint + 1,
+            libc::c_uint::MAX,
+            0,
+        )
+    };
+    if done != 0 {
+        // A kernel before 5.9. Collected first: the listing itself holds a descriptor.
+        let open: Vec<RawFd> = std::fs::read_dir("/proc/self/fd")
+            .map(|list| {
+                list.filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+                    .collect()
+            })
+            .unwrap_or_default();
+        for fd in open.into_iter().filter(|&fd| fd > last) {
+            // SAFETY: as above.
+            unsafe { libc::close(fd) };
+        }
+    }
+}
+
+/// Sets every signal to its default action and blocks none: what a parent ignores or blocks would go down to the
+/// engine through every exec (Python installs no KeyboardInterrupt where SIGINT is ignored at its start).
+pub fn reset_signals() {
+    for signal in 1..=libc::SIGRTMAX() {
+        // SAFETY: SIG_DFL runs none of our code. Fails for SIGKILL, SIGSTOP and libc's own, which is fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+    unblock_signals();
+}
+
+/// Empties the signal mask. Async-signal-safe: for use between fork and exec.
+pub fn unblock_signals() {
+    // SAFETY: sigset_t is plain data that sigemptyset sets up; both calls only touch `none`.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+    }
+}
+
+/// Leaves the caller's session, process group and ancestry: returns in a process that is a child of init (or of
+/// a subreaper), leads nothing, and has no terminal. The calling process exits with 0, at once and without
+/// running destructors.
+///
+/// # Safety
+/// Must be called while the process has one thread: only the calling one lives on in the child.
+pub unsafe fn detach() -> io::Result<()> {
+    let fork = || {
+        // SAFETY: one thread (the caller's word), so the child may do all that the parent may.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => Ok(()),
+            // SAFETY: ends this process without running what the child is to run later.
+            _ => unsafe { libc::_exit(0) },
+        }
+    };
+    // SAFETY: no arguments.
+    if unsafe { libc::getpgrp() == libc::getpid() } {
+        // A group's leader (started by hand from a shell) may not start a session.
+        fork()?;
+    }
+    // Before the parent is seen to exit: a kill of its process group must not hit us any more by then.
+    // SAFETY: no arguments.
+    if unsafe { libc::setsid() } == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    fork()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    #[test]
+    fn a_pidfd_tells_the_end_of_a_child_and_refuses_a_wrong_start_time() {
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let held = PidFd::open(child.id()).unwrap();
+        assert_eq!(Some(held.start_time()), start_time(child.id()));
+        let wrong = PidFd::open_verified(child.id(), held.start_time() + 1).unwrap_err();
+        assert_eq!(wrong.raw_os_error(), Some(libc::ESRCH));
+        assert!(!held.has_ended());
+        held.signal(libc::SIGTERM).unwrap();
+        assert!(held.wait_blocking(Duration::from_secs(10)));
+        let status = child.wait().unwrap();
+        assert_eq!(status.signal(), Some(libc::SIGTERM));
+        assert!(held.exit_status().is_none_or(|told| told == status));
+        assert_eq!(
+            held.signal(libc::SIGTERM).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+        assert!(PidFd::open_verified(child.id(), held.start_time()).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_pidfd_can_be_awaited() {
+        let mut child = Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let held = PidFd::open(child.id()).unwrap();
+        let early = tokio::time::timeout(Duration::from_millis(1), held.wait()).await;
+        assert!(early.is_err(), "still running");
+        drop(child.stdin.take());
+        tokio::time::timeout(Duration::from_secs(10), held.wait())
+            .await
+            .unwrap()
+            .unwrap();
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn our_own_parent_can_be_opened_and_another_is_not_taken_for_it() {
+        let parent = PidFd::of_parent(None).unwrap();
+        assert_eq!(
+            parent.map(|p| p.pid()),
+            Some(parent_pid()).filter(|&pid| pid > 1)
+        );
+        assert!(PidFd::of_parent(Some(u32::MAX)).unwrap().is_none());
+    }
+
+    #[test]
+    fn a_name_with_parentheses_and_spaces_does_not_shift_the_start_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let odd = dir.path().join("a) S 1 (b");
+        std::os::unix::fs::symlink(std::fs::canonicalize("/bin/cat").unwrap(), &odd).unwrap();
+        let mut child = Command::new(&odd)
+            .arg0("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", child.id())).unwrap();
+        assert!(stat.contains("(a) S 1 (b)"), "{stat}");
+        let mine = start_time(std::process::id()).unwrap();
+        assert!(start_time(child.id()).unwrap() >= mine, "{stat}");
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+
+    #[test]
+    fn a_lock_is_held_once_and_free_after_its_drop() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("lock");
+        let first = LockFile::acquire(&path).unwrap();
+        assert!(first.is_some());
+        assert!(LockFile::acquire(&path).unwrap().is_none());
+        drop(first);
+        assert!(LockFile::acquire(&path).unwrap().is_some());
+    }
+
+    #[test]
+    fn a_peer_is_known_by_its_credentials() {
+        let (ours, _theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let peer = peer_credentials(&ours).unwrap();
+        assert_eq!((peer.pid, peer.uid), (std::process::id(), effective_uid()));
+    }
+
+    #[test]
+    fn signals_have_their_names() {
+        assert_eq!(signal_name(9), Some("SIGKILL"));
+        assert_eq!(signal_name(0), None);
+        assert_eq!(
+            signal_group(1, 0).unwrap_err().raw_os_error(),
+            Some(libc::ESRCH)
+        );
+    }
+}
