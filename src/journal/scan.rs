@@ -1,0 +1,469 @@
+//! Walks over records by their heads, without reading payloads: over one segment ([`SegmentScan`]), over a whole
+//! journal ([`LogScan`]). Readers, the index and recovery are built on it.
+//!
+//! What it takes care of: a tail that is still being written (or torn) is the end for now, not damage; behind a
+//! damaged place the next whole record is searched for; when the writer cut off a failed append that had already
+//! been read in part, the scan finds its feet again.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+
+use super::codec::{self, FRAME_BYTES, Frame, HEAD_BYTES, Head};
+use super::reader::Gap;
+use super::segments::{self, HEADER_BYTES, Header, HeaderState, Position};
+
+/// Read-ahead of a scan that looks at heads mostly. Large enough that small records cost few system calls, small
+/// enough that skipping 100 kB payloads does not read them all.
+pub const HEADS_CHUNK_BYTES: usize = 64 << 10;
+
+/// Read-ahead of a scan that wants the payloads too.
+pub const PAYLOADS_CHUNK_BYTES: usize = 512 << 10;
+
+/// A record whose head was read and verified.
+#[derive(Clone, Copy, Debug)]
+pub struct Scanned {
+    /// Its head.
+    pub head: Head,
+    /// Where it is.
+    pub position: Position,
+    /// Its frame.
+    pub frame: Frame,
+}
+
+impl Scanned {
+    fn body_offset(&self) -> u64 {
+        self.position.offset + FRAME_BYTES as u64
+    }
+}
+
+/// What comes next in a segment.
+#[derive(Debug)]
+pub enum Step {
+    /// A record.
+    Record(Scanned),
+    /// So many bytes that are no record.
+    Damaged(u64),
+    /// Nothing more yet.
+    End,
+}
+
+/// Longest head (with its part table) that is accepted behind a damaged place: what looks like a frame there may
+/// be anything, and must not make us read gigabytes.
+const SEARCH_HEAD_BYTES: u32 = 1 << 20;
+
+enum Look {
+    Record(Scanned),
+    /// Not a record.
+    Suspect,
+    /// A frame whose head is not all there. It may be damaged, or still being written.
+    HeadIncomplete,
+    /// A good head, or the beginning of a frame, at the end of the file.
+    Incomplete,
+}
+
+/// A cursor in one segment.
+pub struct SegmentScan {
+    file: File,
+    number: u32,
+    /// Where the next record begins.
+    offset: u64,
+    chunk_bytes: usize,
+    chunk_start: u64,
+    chunk: Bytes,
+    /// Length of the file when it was last looked at.
+    known_length: u64,
+    /// The record before `offset`: offset, head checksum and seq. Tells whether the writer cut it off again.
+    previous: Option<(u64, u32, u64)>,
+    /// Behind a damaged `offset`: no record begins between `offset` and here.
+    searched_to: u64,
+}
+
+impl SegmentScan {
+    /// Opens a segment at its first record.
+    pub fn open(dir: &Path, number: u32, chunk_bytes: usize) -> io::Result<(Self, HeaderState)> {
+        let path = segments::path(dir, number);
+        let file = File::open(&path)
+            .map_err(|e| segments::describe(e, "cannot open the journal segment", &path))?;
+        let header = Header::read(&file)?;
+        if let HeaderState::Newer(version) = header {
+            return Err(segments::newer_error(&path, version));
+        }
+        let scan = Self {
+            file,
+            number,
+            offset: HEADER_BYTES,
+            chunk_bytes,
+            chunk_start: 0,
+            chunk: Bytes::new(),
+            known_length: 0,
+            previous: None,
+            searched_to: 0,
+        };
+        Ok((scan, header))
+    }
+
+    /// Number of the segment.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// Where the next record begins.
+    pub fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Goes to a place where a record is known to begin.
+    pub fn seek(&mut self, offset: u64) {
+        self.offset = offset.max(HEADER_BYTES);
+        self.previous = None;
+        self.searched_to = 0;
+    }
+
+    /// Bytes from here to the end of the file.
+    pub fn remaining_bytes(&self) -> io::Result<u64> {
+        Ok(self.file.metadata()?.len().saturating_sub(self.offset))
+    }
+
+    /// The next record's head, and steps over the record.
+    pub fn step(&mut self) -> io::Result<Step> {
+        let mut look = self.look(self.offset)?;
+        // What looks odd may be stale: read ahead while the writer was at it, or before it cut off a failed
+        // append. So look again at what the file has now, from a place that is certain.
+        let odd = match (&look, self.previous) {
+            (Look::Record(found), Some((_, _, seq))) => found.head.seq != seq + 1,
+            (Look::Record(_), None) => false,
+            (Look::Suspect | Look::HeadIncomplete, _) => true,
+            (Look::Incomplete, _) => self.known_length < self.offset,
+        };
+        if odd {
+            self.forget_chunk();
+            if !self.previous_still_there()? {
+                self.seek(HEADER_BYTES);
+            }
+            look = self.look(self.offset)?;
+        }
+        match look {
+            Look::Record(found) => {
+                self.offset += found.position.length;
+                self.previous = Some((found.position.offset, found.frame.head_crc, found.head.seq));
+                self.searched_to = 0;
+                Ok(Step::Record(found))
+            }
+            Look::Suspect | Look::HeadIncomplete => self.search(),
+            Look::Incomplete => {
+                self.forget_chunk();
+                Ok(Step::End)
+            }
+        }
+    }
+
+    /// The whole body of a record, if its payload's checksum is right.
+    pub fn read(&mut self, record: &Scanned) -> io::Result<Option<Bytes>> {
+        let body = self.fetch(record.body_offset(), record.frame.body_bytes)?;
+        Ok(body.filter(|body| {
+            let payload = &body[record.frame.head_bytes as usize..];
+            crc32fast::hash(payload) == record.frame.payload_crc
+        }))
+    }
+
+    /// Some bytes of a record's body, not verified but to lie in it.
+    pub fn read_range(&mut self, record: &Scanned, range: Range<u64>) -> io::Result<Option<Bytes>> {
+        if range.start > range.end || range.end > record.frame.body_bytes {
+            return Ok(None);
+        }
+        self.fetch(record.body_offset() + range.start, range.end - range.start)
+    }
+
+    /// Whether a record's payload is whole, without holding it in memory.
+    pub fn verify(&mut self, record: &Scanned) -> io::Result<bool> {
+        let mut at = record.body_offset() + u64::from(record.frame.head_bytes);
+        let end = record.position.offset + record.position.length;
+        let mut crc = crc32fast::Hasher::new();
+        while at < end {
+            let Some(piece) = self.fetch(at, (end - at).min(self.chunk_bytes as u64))? else {
+                return Ok(false);
+            };
+            crc.update(&piece);
+            at += piece.len() as u64;
+        }
+        Ok(crc.finalize() == record.frame.payload_crc)
+    }
+
+    fn look(&mut self, offset: u64) -> io::Result<Look> {
+        let Some(fixed) = self.fetch(offset, (FRAME_BYTES + HEAD_BYTES) as u64)? else {
+            return Ok(Look::Incomplete);
+        };
+        let Ok(frame) = Frame::decode(&fixed) else {
+            return Ok(Look::Suspect);
+        };
+        let Some(head) = self.fetch(offset + FRAME_BYTES as u64, u64::from(frame.head_bytes))?
+        else {
+            return Ok(Look::HeadIncomplete);
+        };
+        let Ok(head) = frame.decode_head(self.number, offset, &head) else {
+            return Ok(Look::Suspect);
+        };
+        let length = frame.body_bytes.saturating_add(FRAME_BYTES as u64);
+        if !self.reaches(offset.saturating_add(length))? {
+            return Ok(Look::Incomplete);
+        }
+        let position = Position {
+            segment: self.number,
+            offset,
+            length,
+        };
+        Ok(Look::Record(Scanned {
+            head,
+            position,
+            frame,
+        }))
+    }
+
+    /// Looks for the next whole record behind a damaged place.
+    fn search(&mut self) -> io::Result<Step> {
+        let mut at = self.searched_to.max(self.offset + 1);
+        let mut undecided = None;
+        while let Some(window) = self.window(at)? {
+            let Some(hit) = codec::find_magic(&window, 0) else {
+                at += window.len() as u64;
+                continue;
+            };
+            at += hit as u64;
+            if Frame::decode(&window[hit..]).is_ok_and(|frame| frame.head_bytes > SEARCH_HEAD_BYTES)
+            {
+                at += 1;
+                continue;
+            }
+            match self.look(at)? {
+                Look::Record(_) => {
+                    let skipped = at - self.offset;
+                    self.seek(at);
+                    return Ok(Step::Damaged(skipped));
+                }
+                Look::Incomplete => break,
+                Look::HeadIncomplete => {
+                    undecided.get_or_insert(at);
+                    at += 1;
+                }
+                Look::Suspect => at += 1,
+            }
+        }
+        // Not there yet. `at` may be the beginning of a record that is being written.
+        self.searched_to = undecided.unwrap_or(at);
+        self.forget_chunk();
+        Ok(Step::End)
+    }
+
+    /// Some bytes from `at` on; `None` at the end of the file.
+    fn window(&mut self, at: u64) -> io::Result<Option<Bytes>> {
+        let chunk_end = self.chunk_start + self.chunk.len() as u64;
+        if at < self.chunk_start || at >= chunk_end {
+            let length = self
+                .length()?
+                .saturating_sub(at)
+                .min(self.chunk_bytes as u64);
+            return Ok(self.fetch(at, length)?.filter(|window| !window.is_empty()));
+        }
+        Ok(Some(self.chunk.slice((at - self.chunk_start) as usize..)))
+    }
+
+    fn previous_still_there(&self) -> io::Result<bool> {
+        let Some((offset, head_crc, _)) = self.previous else {
+            return Ok(true);
+        };
+        let mut frame = [0; FRAME_BYTES];
+        match self.file.read_exact_at(&mut frame, offset) {
+            Ok(()) => Ok(Frame::decode(&frame).is_ok_and(|frame| frame.head_crc == head_crc)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn length(&mut self) -> io::Result<u64> {
+        self.known_length = self.file.metadata()?.len();
+        Ok(self.known_length)
+    }
+
+    fn reaches(&mut self, end: u64) -> io::Result<bool> {
+        Ok(end <= self.known_length || end <= self.length()?)
+    }
+
+    fn forget_chunk(&mut self) {
+        self.chunk = Bytes::new();
+        self.known_length = 0;
+    }
+
+    /// `length` bytes at `offset`; `None` if the file ends before. What is longer than a chunk gets memory of its
+    /// own, after a look at the file's real length.
+    fn fetch(&mut self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        let end = offset.saturating_add(length);
+        let chunk_end = self.chunk_start + self.chunk.len() as u64;
+        if offset < self.chunk_start || end > chunk_end {
+            if !self.reaches(end)? {
+                return Ok(None);
+            }
+            let own = length > self.chunk_bytes as u64;
+            let wanted = if own {
+                length
+            } else {
+                (self.known_length - offset).min(self.chunk_bytes as u64)
+            };
+            // Fits: it is at most the length of a file that is there.
+            let mut bytes = vec![0; wanted as usize];
+            match self.file.read_exact_at(&mut bytes, offset) {
+                Ok(()) => {}
+                // Cut off by the writer just now.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    self.forget_chunk();
+                    return Ok(None);
+                }
+                Err(error) => return Err(error),
+            }
+            if own {
+                return Ok(Some(bytes.into()));
+            }
+            self.chunk_start = offset;
+            self.chunk = bytes.into();
+        }
+        let from = (offset - self.chunk_start) as usize;
+        Ok(Some(self.chunk.slice(from..from + length as usize)))
+    }
+}
+
+/// What comes next in a journal.
+#[derive(Debug)]
+pub enum Found {
+    /// A record.
+    Record(Scanned),
+    /// Records that are lost, before the next one.
+    Gap(Gap),
+    /// Nothing more yet. Ask again when there may be.
+    End,
+}
+
+/// A cursor over all segments of a journal.
+pub struct LogScan {
+    dir: PathBuf,
+    chunk_bytes: usize,
+    current: Option<SegmentScan>,
+    /// The last seq that was given out, or should have been; `None`: whatever comes first is right.
+    last_seq: Option<u64>,
+    damaged_bytes: u64,
+    stashed: Option<Scanned>,
+    /// The current segment has a successor, so what it has now is all.
+    complete: bool,
+}
+
+impl LogScan {
+    /// From the first record whose seq is at least `from_seq`. The journal need not be there yet.
+    pub fn open(dir: &Path, from_seq: u64, chunk_bytes: usize) -> io::Result<Self> {
+        let mut scan = Self::new(dir, Some(from_seq.saturating_sub(1)), chunk_bytes);
+        for number in segments::list(dir)?.into_iter().rev() {
+            let (segment, header) = SegmentScan::open(dir, number, chunk_bytes)?;
+            scan.current = Some(segment);
+            match header {
+                HeaderState::Whole(header) if header.first_seq <= from_seq => break,
+                _ => {}
+            }
+        }
+        Ok(scan)
+    }
+
+    /// From the record at `position`, or the one behind it.
+    pub fn open_at(
+        dir: &Path,
+        position: Position,
+        behind: bool,
+        chunk_bytes: usize,
+    ) -> io::Result<Self> {
+        let mut scan = Self::new(dir, None, chunk_bytes);
+        let (mut segment, _) = SegmentScan::open(dir, position.segment, chunk_bytes)?;
+        segment.seek(position.offset);
+        if behind && let Step::Record(found) = segment.step()? {
+            scan.last_seq = Some(found.head.seq);
+        }
+        scan.current = Some(segment);
+        Ok(scan)
+    }
+
+    fn new(dir: &Path, last_seq: Option<u64>, chunk_bytes: usize) -> Self {
+        Self {
+            dir: dir.to_owned(),
+            chunk_bytes,
+            current: None,
+            last_seq,
+            damaged_bytes: 0,
+            stashed: None,
+            complete: false,
+        }
+    }
+
+    /// The next record's head, or a gap before it.
+    pub fn next(&mut self) -> io::Result<Found> {
+        if let Some(found) = self.stashed.take() {
+            return Ok(Found::Record(found));
+        }
+        loop {
+            let Some(segment) = &mut self.current else {
+                match segments::list(&self.dir)?.first() {
+                    Some(&first) => {
+                        self.current =
+                            Some(SegmentScan::open(&self.dir, first, self.chunk_bytes)?.0)
+                    }
+                    None => return Ok(Found::End),
+                }
+                continue;
+            };
+            match segment.step()? {
+                Step::Record(found) => {
+                    let expected = self.last_seq.map_or(found.head.seq, |last| last + 1);
+                    if found.head.seq < expected {
+                        self.damaged_bytes = 0;
+                        continue;
+                    }
+                    self.last_seq = Some(found.head.seq);
+                    let damaged_bytes = std::mem::take(&mut self.damaged_bytes);
+                    if found.head.seq == expected && damaged_bytes == 0 {
+                        return Ok(Found::Record(found));
+                    }
+                    self.stashed = Some(found);
+                    return Ok(Found::Gap(Gap {
+                        missing: expected..found.head.seq,
+                        damaged_bytes,
+                    }));
+                }
+                Step::Damaged(bytes) => self.damaged_bytes += bytes,
+                Step::End => {
+                    let number = segment.number();
+                    let next = segments::list(&self.dir)?.into_iter().find(|&n| n > number);
+                    match next {
+                        None => return Ok(Found::End),
+                        // A last look: the writer may have appended before it created the successor.
+                        Some(_) if !self.complete => self.complete = true,
+                        Some(next) => {
+                            self.damaged_bytes += segment.remaining_bytes()?;
+                            self.current =
+                                Some(SegmentScan::open(&self.dir, next, self.chunk_bytes)?.0);
+                            self.complete = false;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Has [`LogScan::next`] give the record again that it gave last.
+    pub fn put_back(&mut self, record: Scanned) {
+        self.stashed = Some(record);
+    }
+
+    /// The segment of the record that [`LogScan::next`] gave last, to read from.
+    pub fn segment(&mut self) -> Option<&mut SegmentScan> {
+        self.current.as_mut()
+    }
+}

@@ -1,0 +1,347 @@
+//! The one process that appends to a journal: recovery, vectored appends, rotation. Knows nothing of what a record
+//! means, but for checkpoints.
+//!
+//! Invariants: when [`Writer::append`] has returned `Ok`, the records survive the death of any process. After an
+//! `Err` none of them counts as kept, and their seqs are never used again. A segment gets a successor only when
+//! nothing more will be written to it.
+
+use std::borrow::Borrow;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, IoSlice, Write};
+use std::ops::Range;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use super::codec;
+use super::record::{Body, Note, Record};
+use super::segments::{self, HEADER_BYTES, Header, Position};
+use crate::wire::Message;
+
+pub use super::recovery::{Recovered, RecoveredRecord};
+
+/// A segment that has reached this gets a successor: small enough that recovery reads it in a moment (records since
+/// the last checkpoint never span more than about this), large enough that a session has few files.
+pub const SEGMENT_BYTES: u64 = 64 << 20;
+
+/// With so much written since the last checkpoint a new one is wanted: recovery holds what came after it in memory.
+pub const CHECKPOINT_BYTES: u64 = 8 << 20;
+
+/// Parts up to this size are copied next to the heads: cheaper than one more piece for the kernel to look at.
+const COPY_PART_BYTES: usize = 4 << 10;
+
+/// What the scratch buffer keeps between appends; a flood may make it larger for a moment.
+const SCRATCH_BYTES: usize = 256 << 10;
+
+/// A segment's name until its header is in it.
+const UNFINISHED_NAME: &str = "journal.new";
+
+/// How a writer is to work.
+#[derive(Clone, Copy, Debug)]
+pub struct WriterOptions {
+    /// See [`SEGMENT_BYTES`].
+    pub segment_bytes: u64,
+}
+
+impl Default for WriterOptions {
+    fn default() -> Self {
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+        }
+    }
+}
+
+/// Appends to a journal. There may be only one at a time (the host's lock sees to that).
+pub struct Writer {
+    dir: PathBuf,
+    options: WriterOptions,
+    tail: Tail,
+    next_seq: u64,
+    /// `None`: there is none in this segment, and should be.
+    since_checkpoint: Option<u64>,
+    scratch: Vec<u8>,
+}
+
+/// The end of the journal.
+enum Tail {
+    Good(Segment),
+    /// A failed append could not be cut off, or no segment could be opened. The next append starts the
+    /// segment of this number.
+    Broken {
+        next: u32,
+    },
+}
+
+impl Writer {
+    /// Opens the journal in `dir`, which is created (0700) if need be; cuts a torn tail, and gives what is needed to
+    /// go on. Reads the journal from its last checkpoint on.
+    pub fn open(dir: &Path, options: WriterOptions) -> io::Result<(Self, Recovered)> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)
+            .map_err(|e| segments::describe(e, "cannot create the journal's folder", dir))?;
+        let (mut recovered, end) = super::recovery::recover(dir)?;
+        let next = end.as_ref().map_or(1, |end| end.segment + 1);
+        let mut writer = Self {
+            dir: dir.to_owned(),
+            options,
+            tail: Tail::Broken { next },
+            next_seq: recovered.next_seq,
+            since_checkpoint: Some(0),
+            scratch: Vec::new(),
+        };
+        // A tail that cannot be cut, or a segment whose header is not whole, is left alone.
+        let reopened = end.filter(|end| end.header_whole).and_then(|end| {
+            Some((
+                Segment::reopen(dir, end.segment, end.length).ok()?,
+                end.has_checkpoint,
+            ))
+        });
+        match reopened {
+            Some((segment, has_checkpoint)) => {
+                writer.since_checkpoint =
+                    (segment.number == 1 || has_checkpoint).then_some(recovered.after_bytes());
+                writer.tail = Tail::Good(segment);
+            }
+            None => {
+                recovered.cut_bytes = 0;
+                writer.start_segment(next, recovered.next_seq)?;
+            }
+        }
+        Ok((writer, recovered))
+    }
+
+    /// The lowest seq that the next record may have.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// A [`Note::Checkpoint`] should be the next record: a new segment has begun, and recovery should not have to
+    /// read those before it; or [`CHECKPOINT_BYTES`] were written since the last one.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.since_checkpoint
+            .is_none_or(|bytes| bytes >= CHECKPOINT_BYTES)
+    }
+
+    /// Appends all of `records` in as few system calls as possible (one, if they are small). Large parts are not
+    /// copied.
+    ///
+    /// On an error (disk full) nothing of them counts as kept; the next append may well succeed, with higher
+    /// seqs. [`io::ErrorKind::InvalidInput`]: seqs that do not ascend from [`Writer::next_seq`].
+    pub fn append<R: Borrow<Record>>(&mut self, records: &[R]) -> io::Result<Vec<Position>> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let first_seq = self.next_seq;
+        let mut next_seq = first_seq;
+        for record in records {
+            let seq = record.borrow().seq;
+            if seq < next_seq {
+                let text = format!("journal record {seq} comes after {}", next_seq - 1);
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+            }
+            next_seq = seq + 1;
+        }
+        self.roll_if_due();
+        self.next_seq = next_seq;
+        if let Tail::Broken { next } = self.tail {
+            self.start_segment(next, first_seq)?;
+        }
+        let Tail::Good(segment) = &mut self.tail else {
+            return Err(io::Error::other("the journal has no open segment"));
+        };
+        let result = segment.append(records, &mut self.scratch);
+        self.scratch.clear();
+        self.scratch.shrink_to(SCRATCH_BYTES);
+        match result {
+            Ok(positions) => {
+                for (record, position) in records.iter().zip(&positions) {
+                    self.since_checkpoint = match self.since_checkpoint {
+                        _ if is_checkpoint(record.borrow()) => Some(0),
+                        since => since.map(|bytes| bytes + position.length),
+                    };
+                }
+                self.roll_if_due();
+                Ok(positions)
+            }
+            Err(error) => {
+                if segment.cut().is_err() {
+                    self.tail = Tail::Broken {
+                        next: segment.number + 1,
+                    };
+                }
+                Err(segments::describe(
+                    error,
+                    "cannot append to the journal in",
+                    &self.dir,
+                ))
+            }
+        }
+    }
+
+    /// Has the operating system write everything to the disk, for what a power cut must not take. Takes as long as
+    /// the disk does.
+    pub fn sync(&self) -> io::Result<()> {
+        match &self.tail {
+            Tail::Good(segment) => segment.file.sync_data(),
+            Tail::Broken { .. } => Err(io::Error::other("the journal has no open segment")),
+        }
+    }
+
+    /// If no new segment can be made now, the old one goes on growing.
+    fn roll_if_due(&mut self) {
+        if let Tail::Good(segment) = &self.tail
+            && segment.length >= self.options.segment_bytes
+        {
+            let next = segment.number + 1;
+            let _ = self.start_segment(next, self.next_seq);
+        }
+    }
+
+    fn start_segment(&mut self, number: u32, first_seq: u64) -> io::Result<()> {
+        self.tail = Tail::Good(Segment::create(&self.dir, number, first_seq)?);
+        self.since_checkpoint = (number == 1).then_some(0);
+        Ok(())
+    }
+}
+
+fn is_checkpoint(record: &Record) -> bool {
+    matches!(record.body, Body::Note(Note::Checkpoint { .. }))
+}
+
+/// The file that is appended to. Opened with O_APPEND: after a cut the next write goes to the new end.
+struct Segment {
+    file: File,
+    number: u32,
+    /// Up to the end of the last record that was kept.
+    length: u64,
+    #[cfg(test)]
+    fault: Option<tests::Fault>,
+}
+
+enum Piece<'a> {
+    Scratch(Range<usize>),
+    Part(&'a [u8]),
+}
+
+impl Segment {
+    /// The file gets its name when its header is in it: a reader that sees it knows that the segment before it is
+    /// complete, so it must not be seen before that is so for good.
+    fn create(dir: &Path, number: u32, first_seq: u64) -> io::Result<Self> {
+        let path = segments::path(dir, number);
+        let unfinished = dir.join(UNFINISHED_NAME);
+        let create = || {
+            let mut file = OpenOptions::new()
+                .append(true)
+                .create(true)
+                .mode(0o600)
+                .open(&unfinished)?;
+            // One may have been left by a failure, or by a host that died here.
+            file.set_len(0)?;
+            file.write_all(
+                &Header {
+                    segment: number,
+                    first_seq,
+                }
+                .encode(),
+            )?;
+            std::fs::rename(&unfinished, &path)?;
+            Ok(file)
+        };
+        let file = create()
+            .map_err(|e| segments::describe(e, "cannot create the journal segment", &path))?;
+        Ok(Self::new(file, number, HEADER_BYTES))
+    }
+
+    fn reopen(dir: &Path, number: u32, length: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .append(true)
+            .open(segments::path(dir, number))?;
+        file.set_len(length)?;
+        Ok(Self::new(file, number, length))
+    }
+
+    fn new(file: File, number: u32, length: u64) -> Self {
+        Self {
+            file,
+            number,
+            length,
+            #[cfg(test)]
+            fault: None,
+        }
+    }
+
+    fn append<R: Borrow<Record>>(
+        &mut self,
+        records: &[R],
+        scratch: &mut Vec<u8>,
+    ) -> io::Result<Vec<Position>> {
+        let mut positions = Vec::with_capacity(records.len());
+        let mut pieces = Vec::new();
+        let mut end = self.length;
+        let mut copied = 0;
+        for record in records {
+            let (message, length) = codec::write_framed(record.borrow(), self.number, end, scratch);
+            positions.push(Position {
+                segment: self.number,
+                offset: end,
+                length,
+            });
+            end += length;
+            for part in message.into_iter().flat_map(Message::parts) {
+                if part.len() <= COPY_PART_BYTES {
+                    scratch.extend_from_slice(part);
+                } else {
+                    pieces.extend([Piece::Scratch(copied..scratch.len()), Piece::Part(part)]);
+                    copied = scratch.len();
+                }
+            }
+        }
+        pieces.push(Piece::Scratch(copied..scratch.len()));
+        let mut slices: Vec<_> = pieces
+            .iter()
+            .map(|piece| match piece {
+                Piece::Scratch(range) => IoSlice::new(&scratch[range.clone()]),
+                Piece::Part(part) => IoSlice::new(part),
+            })
+            .filter(|slice| !slice.is_empty())
+            .collect();
+        self.write_all(&mut slices)?;
+        self.length = end;
+        Ok(positions)
+    }
+
+    fn write_all(&mut self, mut slices: &mut [IoSlice<'_>]) -> io::Result<()> {
+        while !slices.is_empty() {
+            // The standard library passes at most IOV_MAX of them on.
+            match self.write_vectored(slices) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut slices, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    fn write_vectored(&mut self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        #[cfg(test)]
+        if let Some(fault) = &mut self.fault {
+            return fault.write(&mut self.file, slices);
+        }
+        self.file.write_vectored(slices)
+    }
+
+    /// Takes a failed append away again.
+    fn cut(&mut self) -> io::Result<()> {
+        #[cfg(test)]
+        if self.fault.as_ref().is_some_and(|fault| fault.cut_fails) {
+            return Err(io::ErrorKind::Other.into());
+        }
+        self.file.set_len(self.length)
+    }
+}
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+pub(crate) mod tests;
