@@ -125,6 +125,11 @@ fn a_rebuilt_index_equals_the_grown_one_and_a_view() {
     let before = all(&index);
     drop(index);
     std::fs::remove_file(dir.path().join(FILE_NAME)).unwrap();
-    assert_eq!(View::open(dir.path()).unwrap().executions(&Filter::default()), before);
+    assert_eq!(
+        View::open(dir.path())
+            .unwrap()
+            .executions(&Filter::default()),
+        before
+    );
     assert_eq!(all(&grown(dir.path())), before);
 }
