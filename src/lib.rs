@@ -7,6 +7,8 @@
 //! The dependency rule: `cli -> launcher, host -> link, journal, session -> wire`, never the other way.
 //! [`wire`], [`session`] and [`journal::record`] are pure: no runtime, no files, no clock.
 
+pub mod cli;
+pub mod config;
 pub mod journal;
 pub mod keeper;
 pub mod kernelspec;

@@ -17,7 +17,7 @@ mod tests;
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::journal::record::Micros;
 
@@ -34,6 +34,8 @@ const SOCKET_NAME_BYTES_MAX: usize = 1 + ID_CHARS + 1 + "link.sock".len();
 pub const ID_CHARS: usize = 8;
 /// Bytes of a session's name: it stands in tables and messages.
 pub const NAME_BYTES_MAX: usize = 100;
+/// Creating a session takes milliseconds; who waits longer than this waits for a process that hangs.
+pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session that was created but never had a host counts as starting rather than lost.
 const HOST_START_GRACE_MICROS: Micros = 30_000_000;
 
@@ -313,7 +315,7 @@ impl Sessions {
     }
 
     /// Waits until no other process is creating or looking for a session to take over.
-    pub fn lock_creation(&self, timeout: std::time::Duration) -> Result<CreationGuard, StateError> {
+    pub fn lock_creation(&self, timeout: Duration) -> Result<CreationGuard, StateError> {
         ensure_private_dir(&self.state)?;
         CreationGuard::acquire(&self.state.join("create.lock"), timeout)
     }
@@ -360,8 +362,17 @@ impl Sessions {
         self.write_session(json)
     }
 
-    /// Removes all that is kept of an ended or lost session. The caller has made sure that it is not live.
-    pub fn remove(&self, session: &Session) -> Result<(), StateError> {
+    /// Removes all that is kept of a session, if it is over. `false`: it lives, and nothing was done. Both locks are
+    /// held meanwhile, so that no host can take it up again.
+    pub fn remove_ended(&self, session: &Session) -> Result<bool, StateError> {
+        let _guard = self.lock_creation(LOCK_TIMEOUT)?;
+        let Some(_lock) = HostLock::acquire(&session.dir)? else {
+            return Ok(false);
+        };
+        // Our own lock would make it look alive; so ask for what remains: the last word, and the engine.
+        if facts::derive_without_host(session, now()).state.is_live() {
+            return Ok(false);
+        }
         let dir = &session.dir;
         if dir.sockets.file_name() == dir.root.file_name() && dir.sockets.is_dir() {
             fs::remove_dir_all(&dir.sockets).map_err(StateError::io("remove", &dir.sockets))?;
@@ -369,7 +380,8 @@ impl Sessions {
         // Out of the listing in one step, so that no half removed session is ever shown.
         let doomed = self.state.join(format!(".gone-{}", session.json.id));
         fs::rename(&dir.root, &doomed).map_err(StateError::io("move aside", &dir.root))?;
-        fs::remove_dir_all(&doomed).map_err(StateError::io("remove", &doomed))
+        fs::remove_dir_all(&doomed).map_err(StateError::io("remove", &doomed))?;
+        Ok(true)
     }
 
     fn write_session(&self, json: SessionJson) -> Result<Session, StateError> {

@@ -62,12 +62,13 @@ pub struct Installed {
 }
 
 /// Writes the spec of one engine into a folder of kernelspecs, in one step: a frontend that lists them meanwhile
-/// sees the old one or the new one, whole.
+/// sees the old one or the new one, whole. `settings` are variables for farside itself.
 pub fn install(
     engine: &EngineSpec,
     kernel_dir: &Path,
     farside: &Path,
     display_name: Option<&str>,
+    settings: &[(String, String)],
 ) -> Result<Installed, SpecError> {
     let name = format!("{OWN_PREFIX}{}", engine.name);
     let path = kernel_dir.join(&name);
@@ -82,8 +83,9 @@ pub fn install(
     // Beside the kernels folder, not in it: every folder in there with a kernel.json is a kernel to Jupyter.
     let parent = kernel_dir.parent().unwrap_or(kernel_dir);
     let aside = parent.join(format!(".{name}-{}", uuid::Uuid::new_v4().simple()));
-    let written = write_spec(engine, &aside, &path, farside, &display_name)
-        .and_then(|()| put_in_place(&aside, &path));
+    let kernel_json = kernel_json(engine, &path, farside, &display_name, settings);
+    let written =
+        write_spec(engine, &aside, &kernel_json).and_then(|()| put_in_place(&aside, &path));
     if aside.exists() {
         // Either the old spec, or what a failure has left.
         fs::remove_dir_all(&aside).map_err(SpecError::io("remove", &aside))?;
@@ -152,23 +154,14 @@ fn own_engine(path: &Path) -> Option<String> {
     )
 }
 
-fn write_spec(
-    engine: &EngineSpec,
-    folder: &Path,
-    final_path: &Path,
-    farside: &Path,
-    display_name: &str,
-) -> Result<(), SpecError> {
+fn write_spec(engine: &EngineSpec, folder: &Path, kernel_json: &Value) -> Result<(), SpecError> {
     fs::create_dir(folder).map_err(SpecError::io("create", folder))?;
     let write = |name: &str, value: &Value| {
         let path = folder.join(name);
         let text = format!("{value:#}\n");
         fs::write(&path, text).map_err(SpecError::io("write", &path))
     };
-    write(
-        "kernel.json",
-        &kernel_json(engine, final_path, farside, display_name),
-    )?;
+    write("kernel.json", kernel_json)?;
     write(
         ENGINE_JSON,
         &serde_json::to_value(engine).expect("strings and JSON"),
@@ -176,12 +169,13 @@ fn write_spec(
     copy_resources(&engine.resource_dir, folder)
 }
 
-/// Our `kernel.json`.
+/// Our `kernel.json`. The settings are farside's own and only there: the engine's record has the engine's env.
 fn kernel_json(
     engine: &EngineSpec,
     final_path: &Path,
     farside: &Path,
     display_name: &str,
+    settings: &[(String, String)],
 ) -> Value {
     let mut metadata: Map<String, Value> = engine.metadata.clone();
     // What the engine itself can do on its sockets does not hold for ours: a frontend that reads `curve` here would
@@ -192,6 +186,8 @@ fn kernel_json(
         "farside".to_owned(),
         json!({ "version": env!("CARGO_PKG_VERSION"), "engine": engine.name }),
     );
+    let mut env = engine.env.clone();
+    env.extend(settings.iter().cloned());
     let mut spec = json!({
         "argv": [
             farside.to_string_lossy(),
@@ -206,7 +202,7 @@ fn kernel_json(
         "display_name": display_name,
         "language": engine.language,
         "interrupt_mode": "message",
-        "env": engine.env,
+        "env": env,
         "metadata": metadata,
     });
     if let Some(version) = &engine.protocol_version {

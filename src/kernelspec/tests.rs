@@ -287,9 +287,10 @@ fn install_writes_a_whole_spec_and_can_be_repeated() {
     }
     let spec = search(&[&engine], Vec::new()).find("python3").unwrap();
     let farside = Path::new("/opt/farside");
-    let first = install(&spec, &target.kernels(), farside, Some("Old")).unwrap();
+    let settings = [("FARSIDE_IDLE_TIMEOUT".to_owned(), "8h".to_owned())];
+    let first = install(&spec, &target.kernels(), farside, Some("Old"), &[]).unwrap();
     fs::write(first.path.join("stale"), "").unwrap();
-    let installed = install(&spec, &target.kernels(), farside, None).unwrap();
+    let installed = install(&spec, &target.kernels(), farside, None, &settings).unwrap();
     assert_eq!(
         (installed.name.as_str(), installed.display_name.as_str()),
         ("farside-python3", "Py (farside)")
@@ -301,7 +302,7 @@ fn install_writes_a_whole_spec_and_can_be_repeated() {
         "display_name": "Py (farside)",
         "language": "python",
         "interrupt_mode": "message",
-        "env": {"A": "${A}:1"},
+        "env": {"A": "${A}:1", "FARSIDE_IDLE_TIMEOUT": "8h"},
         "metadata": {"debugger": true, "farside": {"version": env!("CARGO_PKG_VERSION"), "engine": "python3"}},
         "kernel_protocol_version": "5.5",
     });
@@ -356,9 +357,9 @@ fn install_and_uninstall_touch_nothing_of_others() {
     };
     let theirs = target.spec("farside-python3", PLAIN);
     let kernels = target.kernels();
-    let refused = install(&python, &kernels, Path::new("/f"), None);
+    let refused = install(&python, &kernels, Path::new("/f"), None, &[]);
     assert!(matches!(refused, Err(SpecError::NotOurs { .. })));
-    install(&ir, &kernels, Path::new("/f"), None).unwrap();
+    install(&ir, &kernels, Path::new("/f"), None, &[]).unwrap();
     assert_eq!(uninstall(&kernels, &["python3".to_owned()]).unwrap(), []);
     let removed = uninstall(&kernels, &[]).unwrap();
     assert_eq!(

@@ -204,8 +204,16 @@ pub struct SessionFacts {
 
 /// What is true of a session now, from its files and from who lives.
 pub(super) fn derive(session: &Session, now: Micros) -> SessionFacts {
+    derive_with(session, HostLock::is_held(&session.dir), now)
+}
+
+/// The same, taking it that there is no host.
+pub(super) fn derive_without_host(session: &Session, now: Micros) -> SessionFacts {
+    derive_with(session, false, now)
+}
+
+fn derive_with(session: &Session, host_lives: bool, now: Micros) -> SessionFacts {
     let status = session.status();
-    let host_lives = HostLock::is_held(&session.dir);
     let engine = status
         .as_ref()
         .and_then(|s| s.engine)

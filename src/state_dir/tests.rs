@@ -372,7 +372,7 @@ fn a_damaged_session_is_listed_and_can_be_removed() {
     let listed: Session = listed;
     assert_eq!(listed.facts().state, SessionState::Lost);
     assert!(listed.facts().end_reason.unwrap().contains("session.json"));
-    sandbox.sessions.remove(&listed).unwrap();
+    assert!(sandbox.sessions.remove_ended(&listed).unwrap());
     assert!(sandbox.sessions.list().unwrap().is_empty());
     assert!(
         sandbox.folder.path().join("run").is_dir(),
@@ -415,4 +415,22 @@ fn keys_and_times_have_one_form() {
         iso::format(Micros::MAX)
     );
     assert!(iso::parse("yesterday").is_err());
+}
+
+#[test]
+fn only_what_is_over_is_removed() {
+    let sandbox = sandbox();
+    let session = create(&sandbox, None, None);
+    let remove = || sandbox.sessions.remove_ended(&session).unwrap();
+    assert!(!remove(), "its host may be on its way");
+    let lock = HostLock::acquire(&session.dir).unwrap().unwrap();
+    let status = Status {
+        state: SessionState::Ended,
+        ..Status::starting()
+    };
+    session.dir.write_status(&lock, &status).unwrap();
+    assert!(!remove(), "its host still tidies up");
+    drop(lock);
+    assert!(remove());
+    assert!(!session.dir.root().exists() && !session.dir.sockets().exists());
 }

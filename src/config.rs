@@ -1,0 +1,487 @@
+//! Settings: defaults, `config.toml`, `FARSIDE_*`, flags; the later one wins, and each value knows where it came from.
+//!
+//! Owns: the list of settings ([`SETTINGS`]), their forms, how they are merged. Refuses to know what they do.
+//! Invariant: a [`Config`] holds valid values only; an unknown key or a bad value is refused by its name, with the
+//! form it should have, and never silently ignored.
+
+mod duration;
+#[cfg(test)]
+mod tests;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Arg, ArgMatches};
+use serde::Serialize;
+
+pub use duration::{DURATION_FORM, format_duration, parse_duration};
+
+/// One setting.
+#[derive(Debug)]
+pub struct Setting {
+    /// Its key in config.toml; `FARSIDE_` and upper case in the environment.
+    pub key: &'static str,
+    /// What holds when nobody says anything.
+    pub default: &'static str,
+    /// What it does, for `--help`.
+    pub about: &'static str,
+    /// `key` as a flag, without its `--`.
+    flag: &'static str,
+    form: Form,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Form {
+    Duration,
+    DurationOrNone,
+    Transport,
+    LogFilter,
+}
+
+impl Form {
+    fn describe(self) -> String {
+        match self {
+            Self::Duration => DURATION_FORM.to_owned(),
+            Self::DurationOrNone => format!("{DURATION_FORM}, or none"),
+            Self::Transport => "auto, ipc or tcp".to_owned(),
+            Self::LogFilter => {
+                "error, warn, info, debug, trace, or targets like farside=debug".to_owned()
+            }
+        }
+    }
+    fn value_name(self) -> &'static str {
+        match self {
+            Self::Duration | Self::DurationOrNone => "DURATION",
+            Self::Transport => "TRANSPORT",
+            Self::LogFilter => "FILTER",
+        }
+    }
+}
+
+const fn setting(
+    key: &'static str,
+    flag: &'static str,
+    default: &'static str,
+    form: Form,
+    about: &'static str,
+) -> Setting {
+    Setting {
+        key,
+        flag,
+        default,
+        about,
+        form,
+    }
+}
+
+/// Every setting there is.
+pub const SETTINGS: &[Setting] = &[
+    setting(
+        "idle_timeout",
+        "idle-timeout",
+        "4h",
+        Form::DurationOrNone,
+        "End an idle session that has a frontend after this long",
+    ),
+    setting(
+        "idle_timeout_detached",
+        "idle-timeout-detached",
+        "1h",
+        Form::DurationOrNone,
+        "End an idle session that has no frontend after this long",
+    ),
+    setting(
+        "input_timeout",
+        "input-timeout",
+        "12h",
+        Form::DurationOrNone,
+        "End a session that waits for input() with no frontend after this long",
+    ),
+    setting(
+        "max_lifetime",
+        "max-lifetime",
+        "24h",
+        Form::DurationOrNone,
+        "End a session this long after its start, busy or not",
+    ),
+    setting(
+        "retire_grace",
+        "retire-grace",
+        "30s",
+        Form::Duration,
+        "How long interrupted code has to finish when its session ends",
+    ),
+    setting(
+        "keep_records",
+        "keep-records",
+        "14d",
+        Form::DurationOrNone,
+        "How long `farside prune` keeps the records of an ended session",
+    ),
+    setting(
+        "engine_start_timeout",
+        "engine-start-timeout",
+        "60s",
+        Form::Duration,
+        "How long an engine may take to answer for the first time",
+    ),
+    setting(
+        "engine_transport",
+        "engine-transport",
+        "auto",
+        Form::Transport,
+        "How farside talks to the engine (auto: ipc where the engine can)",
+    ),
+    setting(
+        "log",
+        "log",
+        "info",
+        Form::LogFilter,
+        "What goes to the log",
+    ),
+];
+
+/// Variables of ours that are not settings.
+const OTHER_VARIABLES: &[&str] = &["FARSIDE_STATE_DIR", "FARSIDE_SESSION"];
+
+/// How farside talks to an engine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EngineTransport {
+    /// `ipc`, and `tcp` for an engine that is known not to speak it.
+    Auto,
+    /// Unix sockets in a 0700 folder.
+    Ipc,
+    /// Loopback ports.
+    Tcp,
+}
+
+/// All settings, valid. `None` is a limit that was switched off (`none`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct Config {
+    pub idle_timeout: Option<Duration>,
+    pub idle_timeout_detached: Option<Duration>,
+    pub input_timeout: Option<Duration>,
+    pub max_lifetime: Option<Duration>,
+    pub retire_grace: Duration,
+    pub keep_records: Option<Duration>,
+    pub engine_start_timeout: Duration,
+    pub engine_transport: EngineTransport,
+    pub log: String,
+}
+
+/// A configuration and where it came from.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The settings.
+    pub config: Config,
+    /// Each setting as text, in the order of [`SETTINGS`].
+    pub values: Vec<Value>,
+    /// The config file: read if it was there.
+    pub file: Option<PathBuf>,
+    /// What looks like a mistake but is not refused, in words.
+    pub warnings: Vec<String>,
+}
+
+/// One setting's value.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Value {
+    /// The setting.
+    pub key: &'static str,
+    /// As it was written.
+    pub value: String,
+    /// `default`, a file's path, a variable's name or a flag.
+    pub source: String,
+}
+
+/// Why the settings cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ConfigError {
+    #[error("{origin}: `{value}` is no value for {key}; it takes {form}")]
+    BadValue {
+        origin: String,
+        key: &'static str,
+        value: String,
+        form: String,
+    },
+    #[error("{}: no setting is called `{key}`{}; the settings are: {}", .file.display(), did_you_mean(.key), all_keys())]
+    UnknownKey { file: PathBuf, key: String },
+    #[error("{}: {why}", .file.display())]
+    BadFile { file: PathBuf, why: String },
+}
+
+fn all_keys() -> String {
+    SETTINGS
+        .iter()
+        .map(|s| s.key)
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+/// A setting with nearly this name.
+fn did_you_mean(key: &str) -> String {
+    let letters = |text: &str| {
+        text.to_lowercase()
+            .chars()
+            .filter(char::is_ascii_alphabetic)
+            .collect::<String>()
+    };
+    let near = SETTINGS.iter().find(|s| letters(s.key) == letters(key));
+    near.map_or_else(String::new, |s| format!(" (did you mean `{}`?)", s.key))
+}
+
+/// Settings given on the command line: `--idle-timeout 2h` and so on, for `#[command(flatten)]`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Flags {
+    given: Vec<(&'static str, String)>,
+}
+
+impl Flags {
+    /// The same flags as arguments, for the process that is started.
+    pub fn to_args(&self) -> Vec<String> {
+        self.given
+            .iter()
+            .flat_map(|(key, value)| [flag_of(key), value.clone()])
+            .collect()
+    }
+
+    /// The same settings as environment variables, for a kernelspec's env. Refuses bad values.
+    pub fn to_env(&self) -> Result<Vec<(String, String)>, ConfigError> {
+        for (key, value) in &self.given {
+            check(setting_of(key), value, &flag_of(key))?;
+        }
+        Ok(self
+            .given
+            .iter()
+            .map(|(key, value)| (variable_of(key), value.clone()))
+            .collect())
+    }
+}
+
+impl clap::Args for Flags {
+    fn augment_args(command: clap::Command) -> clap::Command {
+        command.args(SETTINGS.iter().map(|setting| {
+            Arg::new(setting.key)
+                .long(setting.flag)
+                .value_name(setting.form.value_name())
+                .help(setting.about)
+                .help_heading(
+                    "Settings (else from the environment or config.toml, see `farside config`)",
+                )
+        }))
+    }
+    fn augment_args_for_update(command: clap::Command) -> clap::Command {
+        Self::augment_args(command)
+    }
+}
+
+impl clap::FromArgMatches for Flags {
+    fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
+        let given = |s: &Setting| Some((s.key, matches.get_one::<String>(s.key)?.clone()));
+        Ok(Self {
+            given: SETTINGS.iter().filter_map(given).collect(),
+        })
+    }
+    fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        *self = Self::from_arg_matches(matches)?;
+        Ok(())
+    }
+}
+
+impl Config {
+    /// The settings of this process: defaults, then `config.toml`, then the environment, then `flags`.
+    pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
+        let variables: Vec<(String, String)> = std::env::vars_os()
+            .filter_map(|(name, value)| {
+                Some((
+                    name.into_string().ok()?,
+                    value.to_string_lossy().into_owned(),
+                ))
+            })
+            .collect();
+        let variable = |name: &str| {
+            variables
+                .iter()
+                .find(|(n, v)| n == name && !v.is_empty())
+                .map(|(_, v)| v)
+        };
+        let base = match variable("XDG_CONFIG_HOME") {
+            Some(base) => Some(PathBuf::from(base)),
+            None => variable("HOME").map(|home| Path::new(home).join(".config")),
+        };
+        let file = base.map(|base| base.join("farside/config.toml"));
+        let text = match file.as_deref().map(fs::read_to_string) {
+            None => None,
+            Some(Ok(text)) => Some(text),
+            Some(Err(e)) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Some(Err(e)) => return Err(bad_file(file.as_deref(), format!("cannot read it: {e}"))),
+        };
+        merge(file, text.as_deref(), &variables, flags)
+    }
+}
+
+fn bad_file(file: Option<&Path>, why: String) -> ConfigError {
+    ConfigError::BadFile {
+        file: file.unwrap_or(Path::new("config.toml")).to_owned(),
+        why,
+    }
+}
+
+/// PURE. The merge itself.
+fn merge(
+    file: Option<PathBuf>,
+    text: Option<&str>,
+    variables: &[(String, String)],
+    flags: &Flags,
+) -> Result<Loaded, ConfigError> {
+    let table = match text {
+        Some(text) => text
+            .parse::<toml::Table>()
+            .map_err(|e| bad_file(file.as_deref(), e.to_string()))?,
+        None => toml::Table::new(),
+    };
+    if let Some(key) = table
+        .keys()
+        .find(|key| !SETTINGS.iter().any(|s| s.key == *key))
+    {
+        return Err(ConfigError::UnknownKey {
+            file: file.unwrap_or_default(),
+            key: key.clone(),
+        });
+    }
+    let file_name = file
+        .as_deref()
+        .map_or_else(String::new, |f| f.display().to_string());
+    let mut values = Vec::new();
+    for setting in SETTINGS {
+        let value = resolve(setting, &table, &file_name, variables, flags)?;
+        check(setting, &value.value, &value.source)?;
+        values.push(value);
+    }
+    let config = typed(&values);
+    let warnings = variables
+        .iter()
+        .filter(|(name, _)| {
+            name.starts_with("FARSIDE_") && !OTHER_VARIABLES.contains(&name.as_str())
+        })
+        .filter(|(name, _)| !SETTINGS.iter().any(|s| variable_of(s.key) == *name))
+        .map(|(name, _)| {
+            format!(
+                "{name} is set, but there is no such setting{}",
+                did_you_mean(&name["FARSIDE_".len()..])
+            )
+        })
+        .collect();
+    Ok(Loaded {
+        config,
+        values,
+        file: file.filter(|_| text.is_some()),
+        warnings,
+    })
+}
+
+fn resolve(
+    setting: &Setting,
+    table: &toml::Table,
+    file_name: &str,
+    variables: &[(String, String)],
+    flags: &Flags,
+) -> Result<Value, ConfigError> {
+    let value = |value: &str, source: String| {
+        Ok(Value {
+            key: setting.key,
+            value: value.to_owned(),
+            source,
+        })
+    };
+    if let Some((key, text)) = flags.given.iter().find(|(key, _)| *key == setting.key) {
+        return value(text, flag_of(key));
+    }
+    let variable = variable_of(setting.key);
+    if let Some((_, text)) = variables
+        .iter()
+        .find(|(name, text)| *name == variable && !text.is_empty())
+    {
+        return value(text, variable);
+    }
+    match table.get(setting.key) {
+        Some(toml::Value::String(text)) => value(text, file_name.to_owned()),
+        // `idle_timeout = 5`: of what?
+        Some(other) => Err(bad_value(setting, &other.to_string(), file_name)),
+        None => value(setting.default, "default".to_owned()),
+    }
+}
+
+fn bad_value(setting: &Setting, value: &str, origin: &str) -> ConfigError {
+    let form = setting.form.describe();
+    ConfigError::BadValue {
+        origin: origin.to_owned(),
+        key: setting.key,
+        value: value.to_owned(),
+        form,
+    }
+}
+
+fn check(setting: &Setting, value: &str, origin: &str) -> Result<(), ConfigError> {
+    let good = match setting.form {
+        Form::Duration => parse_duration(value).is_some(),
+        Form::DurationOrNone => value == "none" || parse_duration(value).is_some(),
+        Form::Transport => transport(value).is_some(),
+        Form::LogFilter => tracing_subscriber::EnvFilter::try_new(value).is_ok(),
+    };
+    if good {
+        Ok(())
+    } else {
+        Err(bad_value(setting, value, origin))
+    }
+}
+
+/// The settings from values that [`check`] has let pass.
+fn typed(values: &[Value]) -> Config {
+    let text = |key: &str| {
+        let value = values
+            .iter()
+            .find(|v| v.key == key)
+            .expect("every setting has a value");
+        value.value.as_str()
+    };
+    let limit = |key: &str| parse_duration(text(key));
+    let duration = |key: &str| parse_duration(text(key)).expect("was checked");
+    Config {
+        idle_timeout: limit("idle_timeout"),
+        idle_timeout_detached: limit("idle_timeout_detached"),
+        input_timeout: limit("input_timeout"),
+        max_lifetime: limit("max_lifetime"),
+        retire_grace: duration("retire_grace"),
+        keep_records: limit("keep_records"),
+        engine_start_timeout: duration("engine_start_timeout"),
+        engine_transport: transport(text("engine_transport")).expect("was checked"),
+        log: text("log").to_owned(),
+    }
+}
+
+fn transport(text: &str) -> Option<EngineTransport> {
+    match text {
+        "auto" => Some(EngineTransport::Auto),
+        "ipc" => Some(EngineTransport::Ipc),
+        "tcp" => Some(EngineTransport::Tcp),
+        _ => None,
+    }
+}
+
+fn setting_of(key: &str) -> &'static Setting {
+    SETTINGS
+        .iter()
+        .find(|s| s.key == key)
+        .expect("flags are made from the settings")
+}
+
+fn variable_of(key: &str) -> String {
+    format!("FARSIDE_{}", key.to_uppercase())
+}
+
+fn flag_of(key: &str) -> String {
+    format!("--{}", setting_of(key).flag)
+}
