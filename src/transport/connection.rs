@@ -161,7 +161,7 @@ impl Reader {
             match self.event()? {
                 None => return Ok(None),
                 Some(event) => {
-                    if let Some(incoming) = self.translate(event)? {
+                    if let Some(incoming) = self.translate(event) {
                         return Ok(Some(incoming));
                     }
                 }
@@ -175,9 +175,10 @@ impl Reader {
         Ok(event?)
     }
 
-    fn translate(&mut self, event: Event) -> Result<Option<Incoming>, TransportError> {
+    /// `None`: not for the caller.
+    fn translate(&mut self, event: Event) -> Option<Incoming> {
         let publishes = matches!(self.socket_type, SocketType::Pub | SocketType::Xpub);
-        Ok(match event {
+        match event {
             // ZMTP 3.0 subscriptions are messages of one part, 0x01 or 0x00 and the topic.
             Event::Message(parts) if publishes => match parts.as_slice() {
                 [one] if one.first() == Some(&1) => Some(Incoming::Subscribe(one.slice(1..))),
@@ -188,13 +189,13 @@ impl Reader {
             Event::Subscribe(topic) if publishes => Some(Incoming::Subscribe(topic)),
             Event::Cancel(topic) if publishes => Some(Incoming::Unsubscribe(topic)),
             Event::Ping { context } => {
-                self.link.pong(&context)?;
+                self.link.pong(&context);
                 None
             }
             Event::Subscribe(_) | Event::Cancel(_) | Event::Pong => None,
             // The decoder gives each of them once, in the handshake.
             Event::Greeting { .. } | Event::Ready(_) => None,
-        })
+        }
     }
 
     /// The handshake's half of reading.
@@ -328,17 +329,18 @@ impl Link {
         Ok(true)
     }
 
-    /// Answers a PING, now or as soon as there is room.
-    fn pong(&self, context: &[u8]) -> io::Result<()> {
+    /// Answers a PING, now or as soon as there is room. Write errors are left to the writer: what the peer sent
+    /// before it closed is still to be read.
+    fn pong(&self, context: &[u8]) {
         {
             let queue = &mut *self.lock();
             if queue.pong {
-                return Ok(());
+                return;
             }
             queue.data.push_encoded(&zmtp::pong(context));
             queue.pong = true;
         }
-        self.try_flush().map(drop)
+        let _ = self.try_flush();
     }
 
     /// Waits for something to read. A PONG that waits is written meanwhile: nobody may be sending.
@@ -348,11 +350,11 @@ impl Link {
                 .stream
                 .ready(Interest::READABLE | Interest::WRITABLE)
                 .await?;
-            if ready.is_writable() {
-                self.try_flush()?;
-            }
             if ready.is_readable() || ready.is_read_closed() {
                 return Ok(());
+            }
+            if self.try_flush().is_err() {
+                break;
             }
         }
         self.stream.ready(Interest::READABLE).await.map(drop)

@@ -220,3 +220,202 @@ fn check_is_object(json: &[u8]) -> Result<(), serde_json::Error> {
         None => Err(serde::de::Error::custom("it is empty")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key() -> Key {
+        Key::new("0123-key")
+    }
+
+    fn message() -> Message {
+        Message {
+            identities: vec!["id-1".into(), "".into()],
+            header: r#"{"msg_id": "m1", "msg_type": "execute_request", "x": [1.0]}"#.into(),
+            parent_header: "{}".into(),
+            metadata: r#" {"a" : {}} "#.into(),
+            content: r#"{"code": "1"}"#.into(),
+            buffers: vec![Bytes::from_static(b"<IDS|MSG>"), Bytes::new()],
+        }
+    }
+
+    fn with(edit: impl FnOnce(&mut Message)) -> Vec<Bytes> {
+        let mut message = message();
+        edit(&mut message);
+        encode(&message, &key())
+    }
+
+    fn refusal(parts: Vec<Bytes>) -> String {
+        decode(parts, &key()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_message_comes_back_byte_for_byte() {
+        for key in [key(), Key::none()] {
+            let parts = encode(&message(), &key);
+            assert_eq!(decode(parts.clone(), &key).unwrap(), message());
+            assert_eq!(decode_trusted(parts, &key).unwrap(), message());
+        }
+    }
+
+    #[test]
+    fn payloads_are_shared() {
+        let content = Bytes::from(vec![b' '; 1000]);
+        let parts = encode(
+            &Message {
+                content: content.clone(),
+                ..message()
+            },
+            &Key::none(),
+        );
+        assert_eq!(parts[7].as_ptr(), content.as_ptr());
+        assert_eq!(
+            decode_trusted(parts, &Key::none())
+                .unwrap()
+                .content
+                .as_ptr(),
+            content.as_ptr()
+        );
+    }
+
+    #[test]
+    fn refusals_say_what_is_wrong() {
+        assert_eq!(
+            refusal(vec![]),
+            "message of 0 parts without the delimiter <IDS|MSG>"
+        );
+        let parts = with(|_| {});
+        assert!(
+            refusal(parts[..2].to_vec()).starts_with("message of 2 parts without the delimiter")
+        );
+        assert!(refusal(parts[..7].to_vec()).starts_with("message with 4 parts after <IDS|MSG>"));
+        let mut unsigned = parts.clone();
+        unsigned[3] = Bytes::new();
+        assert!(refusal(unsigned).starts_with("message without a signature: "));
+        let mut other = parts.clone();
+        other[7] = r#"{"code": "2"}"#.into();
+        assert!(refusal(other).starts_with("message with a wrong signature: "));
+        assert!(
+            refusal(with(|m| m.content = "[]".into()))
+                .starts_with("content is not a JSON object: ")
+        );
+        assert!(
+            refusal(with(|m| m.metadata = "".into()))
+                .starts_with("metadata is not a JSON object: ")
+        );
+        assert!(
+            refusal(with(|m| m.parent_header = "{} {}".into())).starts_with("parent_header is not")
+        );
+        for header in [
+            "[\"m1\", \"execute_request\"]",
+            r#"{"msg_id": "m1"}"#,
+            r#"{"msg_id": "", "msg_type": "x"}"#,
+            r#"{"msg_id": 1, "msg_type": "x"}"#,
+            r#"{"msg_id": "m1", "msg_type": "x""#,
+            "null",
+        ] {
+            let why = refusal(with(|m| m.header = header.into()));
+            assert!(
+                why.starts_with("header is not a JSON object with msg_id and msg_type: "),
+                "{why}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_engine_is_trusted_but_for_signature_and_header() {
+        let parts = with(|m| m.content = "no JSON".into());
+        assert_eq!(decode_trusted(parts, &key()).unwrap().content, "no JSON");
+        let parts = with(|m| m.header = "{}".into());
+        assert!(matches!(
+            decode_trusted(parts, &key()),
+            Err(WireError::NotJson {
+                part: Part::Header,
+                ..
+            })
+        ));
+        assert!(matches!(
+            decode_trusted(with(|_| {}), &Key::new("other")),
+            Err(WireError::BadSignature { .. })
+        ));
+    }
+
+    #[test]
+    fn strings_that_are_not_utf8_pass() {
+        // jupyter_client packs with `surrogateescape`: a file name may bring bytes that are no UTF-8.
+        let content = Bytes::from_static(b"{\"name\": \"\xff\xfe\"}");
+        let parts = with(|m| m.content = content.clone());
+        assert_eq!(decode(parts, &key()).unwrap().content, content);
+    }
+
+    #[test]
+    fn deep_nesting_does_not_overflow_the_stack() {
+        let deep = format!(
+            "{{\"a\": {}{}}}",
+            "[".repeat(1_000_000),
+            "]".repeat(1_000_000)
+        );
+        let _ = decode(with(|m| m.content = deep.into()), &key());
+    }
+
+    #[test]
+    fn a_replay_is_refused_only_where_messages_are_signed() {
+        let mut guard = ReplayGuard::default();
+        let parts = with(|_| {});
+        assert!(decode_once(parts.clone(), &key(), &mut guard).is_ok());
+        assert!(matches!(
+            decode_once(parts, &key(), &mut guard),
+            Err(WireError::Replayed)
+        ));
+        let unsigned = encode(&message(), &Key::none());
+        assert!(decode_once(unsigned.clone(), &Key::none(), &mut guard).is_ok());
+        assert!(decode_once(unsigned, &Key::none(), &mut guard).is_ok());
+    }
+
+    fn any_parts() -> impl Strategy<Value = Vec<Bytes>> {
+        let part = prop_oneof![
+            Just(Bytes::from_static(DELIMITER)),
+            Just(Bytes::from_static(b"{}")),
+            Just(Bytes::from_static(br#"{"msg_id": "1", "msg_type": "t"}"#)),
+            "[\\[\\]{}\":, a1]{0,12}".prop_map(Bytes::from),
+            prop::collection::vec(any::<u8>(), 0..80).prop_map(Bytes::from),
+        ];
+        prop::collection::vec(part, 0..12)
+    }
+
+    fn any_object() -> impl Strategy<Value = Bytes> {
+        prop::collection::btree_map(".*", ".*", 0..4)
+            .prop_map(|map| serde_json::to_vec(&map).expect("strings are JSON").into())
+    }
+
+    proptest! {
+        #[test]
+        fn any_parts_are_a_message_or_an_error(parts in any_parts()) {
+            for key in [Key::none(), key()] {
+                if let Ok(message) = decode(parts.clone(), &key) {
+                    let mut expected = parts.clone();
+                    let signature = message.identities.len() + 1;
+                    // Without a key whatever came as signature is left out.
+                    expected[signature] = key.sign(dicts(&message));
+                    prop_assert_eq!(encode(&message, &key), expected);
+                }
+                let _ = decode_trusted(parts.clone(), &key);
+            }
+        }
+
+        #[test]
+        fn what_is_encoded_is_decoded(
+            identities in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..8).prop_map(Bytes::from), 0..3),
+            (parent_header, metadata, content) in (any_object(), any_object(), any_object()),
+            buffers in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..40).prop_map(Bytes::from), 0..4),
+            secret in ".{0,70}",
+        ) {
+            let key = Key::new(&secret);
+            let message = Message { identities, parent_header, metadata, content, buffers, ..message() };
+            prop_assert_eq!(decode(encode(&message, &key), &key).unwrap(), message);
+        }
+    }
+}

@@ -13,6 +13,8 @@
 
 mod decode;
 mod encode;
+#[cfg(test)]
+mod tests;
 
 use bytes::Bytes;
 
