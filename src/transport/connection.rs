@@ -169,6 +169,16 @@ impl Reader {
         }
     }
 
+    /// Memory held for what was read and not yet handed out.
+    pub fn memory_bytes(&self) -> usize {
+        self.decoder.memory_bytes()
+    }
+
+    #[cfg(test)]
+    pub(super) fn link_queued_bytes(&self) -> usize {
+        self.link.lock().data.len()
+    }
+
     fn event(&mut self) -> Result<Option<Event>, TransportError> {
         let event = self.decoder.next();
         self.ended |= event.is_err();
@@ -204,10 +214,13 @@ impl Reader {
             match self.event()? {
                 Some(Event::Ready(ready)) => return Ok(ready),
                 Some(_) => {}
-                None if !self.fill().await? => {
-                    return Err(TransportError::Truncated("the handshake"));
-                }
-                None => {}
+                None => match self.fill().await {
+                    Ok(true) => {}
+                    Ok(false) | Err(TransportError::Truncated(_)) => {
+                        return Err(TransportError::Truncated("the handshake"));
+                    }
+                    Err(other) => return Err(other),
+                },
             }
         }
     }
@@ -218,13 +231,8 @@ impl Reader {
             return Ok(false);
         }
         let n = loop {
-            let mut space = self.decoder.space(self.read_size.bytes);
-            let offered = space.limit();
-            match self.link.stream.try_read_buf(&mut space) {
-                Ok(n) => {
-                    self.read_size.after(n, offered);
-                    break n;
-                }
+            match self.try_read() {
+                Ok(n) => break n,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.link.readable().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.lost(e)),
@@ -241,6 +249,14 @@ impl Reader {
             return Err(TransportError::Truncated("a message"));
         }
         Ok(false)
+    }
+
+    fn try_read(&mut self) -> io::Result<usize> {
+        let mut space = self.decoder.space(self.read_size.bytes);
+        let offered = space.limit();
+        let n = self.link.stream.try_read_buf(&mut space)?;
+        self.read_size.after(n, offered);
+        Ok(n)
     }
 
     fn lost(&mut self, e: io::Error) -> TransportError {

@@ -9,6 +9,8 @@
 
 mod connection;
 mod stream;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::time::Duration;

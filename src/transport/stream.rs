@@ -3,7 +3,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::{self, IoSlice};
 use std::os::fd::AsFd;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -129,11 +129,8 @@ pub async fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
 
 async fn bind_unix(path: &Path) -> io::Result<Inner> {
     let listener = match listen_unix(path) {
-        Err(e) if e.kind() == io::ErrorKind::AddrInUse => {
-            match UnixStream::connect(path).await {
-                Err(e) if e.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path)?,
-                _ => return Err(e),
-            }
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_dead_socket(path).await => {
+            fs::remove_file(path)?;
             listen_unix(path)?
         }
         other => other?,
@@ -143,6 +140,14 @@ async fn bind_unix(path: &Path) -> io::Result<Inner> {
         path: path.to_owned(),
         id: file_id(path)?,
     })
+}
+
+/// Whether this is a socket that nobody listens on. An ordinary file refuses connections, too, but is not ours to
+/// remove.
+async fn is_dead_socket(path: &Path) -> bool {
+    let refused = |e: io::Error| e.kind() == io::ErrorKind::ConnectionRefused;
+    fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket())
+        && UnixStream::connect(path).await.is_err_and(refused)
 }
 
 fn listen_unix(path: &Path) -> io::Result<UnixListener> {

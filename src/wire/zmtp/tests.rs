@@ -368,8 +368,7 @@ fn part() -> impl Strategy<Value = Bytes> {
         1 => around(LARGE_FRAME_BYTES),
         1 => 60_000usize..200_000,
     ];
-    (size, any::<u8>())
-        .prop_map(|(n, seed)| pattern(seed)[..n].to_vec().into())
+    (size, any::<u8>()).prop_map(|(n, seed)| pattern(seed)[..n].to_vec().into())
 }
 
 fn messages() -> impl Strategy<Value = Vec<Vec<Bytes>>> {
