@@ -176,7 +176,7 @@ impl Sessions {
             (None, _, None) => return Err(StateError::NoHome),
         };
         let state = std::path::absolute(&state).map_err(StateError::io("find", &state))?;
-        let own = format!("farside-{}", secure::uid());
+        let own = format!("farside-{}", crate::process::effective_uid());
         let mut runtime = Vec::new();
         if let Some(base) = var("XDG_RUNTIME_DIR").filter(|p| p.is_absolute()) {
             runtime.push(RuntimeChoice {

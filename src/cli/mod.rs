@@ -12,7 +12,6 @@ mod console;
 mod exec;
 mod extend;
 mod history;
-mod host;
 mod install;
 mod interrupt;
 mod launch;
@@ -21,6 +20,7 @@ mod ls;
 mod new;
 mod output;
 mod prune;
+mod records;
 pub mod render;
 mod restart;
 mod stop;
@@ -92,8 +92,6 @@ pub enum Command {
     Completions(completions::Args),
     #[command(hide = true)]
     Launch(launch::Args),
-    #[command(hide = true)]
-    Host(host::Args),
 }
 
 /// How a command ended.
@@ -118,7 +116,8 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Parses the process's arguments and runs the command. Everything but the host comes through here.
+/// Parses the process's arguments and runs the command. Everything but keeper and host comes through here: main.rs
+/// hands those two over before clap is asked.
 pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -168,7 +167,6 @@ fn run(command: Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Config(args) => config::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Launch(args) => launch::run(&args, out),
-        Command::Host(args) => host::run(&args, out),
     }
 }
 

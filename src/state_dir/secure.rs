@@ -8,12 +8,7 @@ use std::os::unix::fs::{
 use std::path::Path;
 
 use super::StateError;
-
-/// The user farside acts for.
-pub(super) fn uid() -> u32 {
-    // SAFETY: geteuid has no arguments and cannot fail.
-    unsafe { libc::geteuid() }
-}
+use crate::process::effective_uid;
 
 /// Creates the folder (and its parents) with mode 0700 if it is missing, and refuses one that is not safe.
 pub fn ensure_private_dir(path: &Path) -> Result<(), StateError> {
@@ -64,12 +59,12 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
     if !meta.is_dir() {
         return refuse("is not a folder".to_owned(), elsewhere());
     }
-    if meta.uid() != uid() {
+    if meta.uid() != effective_uid() {
         return refuse(
             format!(
                 "belongs to user {}, not to you (user {})",
                 meta.uid(),
-                uid()
+                effective_uid()
             ),
             elsewhere(),
         );
@@ -86,7 +81,7 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
 
 /// Whether an existing folder is ours; its mode and links in its path do not matter.
 pub(super) fn is_own_dir(path: &Path) -> bool {
-    fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == uid())
+    fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == effective_uid())
 }
 
 /// Writes a file that only its owner can read, from its first moment.

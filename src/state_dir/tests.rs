@@ -133,7 +133,7 @@ fn folders_that_are_not_ours_alone_are_refused() {
         Sessions::open_at(&file, &run),
         Err(StateError::Insecure { .. })
     ));
-    if secure::uid() == 0 {
+    if crate::process::effective_uid() == 0 {
         std::os::unix::fs::chown(&real, Some(12345), None).unwrap();
         let error = Sessions::open_at(&real, &run).unwrap_err().to_string();
         assert!(error.contains("belongs to user 12345"), "{error}");
