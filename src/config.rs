@@ -220,16 +220,26 @@ fn all_keys() -> String {
         .join(", ")
 }
 
-/// A setting with nearly this name.
+/// A setting with nearly this name: two slips of the finger away at most.
 fn did_you_mean(key: &str) -> String {
-    let letters = |text: &str| {
-        text.to_lowercase()
-            .chars()
-            .filter(char::is_ascii_alphabetic)
-            .collect::<String>()
-    };
-    let near = SETTINGS.iter().find(|s| letters(s.key) == letters(key));
-    near.map_or_else(String::new, |s| format!(" (did you mean `{}`?)", s.key))
+    let key = key.to_lowercase().replace('-', "_");
+    let near = SETTINGS.iter().map(|s| (slips(s.key, &key), s.key)).min();
+    near.filter(|(slips, _)| *slips <= 2)
+        .map_or_else(String::new, |(_, key)| format!(" (did you mean `{key}`?)"))
+}
+
+/// Letters to put in, take away or change to get from one word to the other (Levenshtein's distance).
+fn slips(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, from) in a.bytes().enumerate() {
+        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
+        for (j, to) in b.bytes().enumerate() {
+            let changed = diagonal + usize::from(from != to);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[b.len()]
 }
 
 /// Settings given on the command line: `--idle-timeout 2h` and so on, for `#[command(flatten)]`.

@@ -159,3 +159,15 @@ fn flags_travel_as_arguments_and_as_variables() {
     assert_eq!(env[0], ("FARSIDE_IDLE_TIMEOUT".to_owned(), "2h".to_owned()));
     assert!(flags(&["--idle-timeout", "x"]).to_env().is_err());
 }
+
+#[test]
+fn near_misses_are_recognised() {
+    assert_eq!(slips("log", "log"), 0);
+    assert_eq!(slips("kitten", "sitting"), 3);
+    assert_eq!(slips("", "abc"), 3);
+    assert_eq!(
+        did_you_mean("idle-timeuot"),
+        " (did you mean `idle_timeout`?)"
+    );
+    assert_eq!(did_you_mean("FARSIDE"), "");
+}

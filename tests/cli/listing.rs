@@ -1,0 +1,212 @@
+//! `farside ls`, `history` and `prune`.
+
+use farside::journal::record::{Body, ExecutionState, Note};
+use farside::state_dir::{ProcessId, SessionState, Status, now};
+use insta::assert_snapshot;
+
+use crate::sandbox::{HOUR, Journal, NOON, SECOND, Sandbox};
+
+fn busy() -> Status {
+    Status {
+        state: SessionState::Busy,
+        attached: 1,
+        executions: 12,
+        // Half a second past the full minute, so that the table does not change while the test runs.
+        busy_since: Some(now() - 2 * HOUR - SECOND / 2),
+        last_activity: Some(now() - 12 * 60 * SECOND - SECOND / 2),
+        ends_at: Some(now() + HOUR + 30 * SECOND),
+        ..Status::starting()
+    }
+}
+
+#[test]
+fn ls_shows_what_lives() {
+    let sandbox = Sandbox::new();
+    assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    no sessions; `farside new` starts one, and so does a notebook on a kernel from `farside install`
+    ");
+    assert_eq!(sandbox.json(&["ls", "--json"]), serde_json::json!([]));
+    assert!(!sandbox.path("state").exists(), "a look creates nothing");
+
+    sandbox.ended(
+        "bbbb2222",
+        "yesterday",
+        now() - 26 * HOUR,
+        "idle: no request for 1h",
+    );
+    assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    no session is running; `farside ls --all` shows those that have ended
+    ");
+
+    let (_session, _lock) = sandbox.live("aaaa1111", "train", busy());
+    let waiting = Status {
+        state: SessionState::WaitingInput,
+        ends_at: None,
+        ..Status::starting()
+    };
+    let (_other, _other_lock) = sandbox.live("cccc3333", "asks", waiting);
+    assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
+    exit 0
+    --- stdout
+    ID        NAME   ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE   LEFT
+    aaaa1111  train  python3  busy                  1    12  2h    12m ago  1h
+    cccc3333  asks   python3  waiting_input         0     0  -     -        no limit
+    --- stderr
+    ");
+    sandbox.session("dddd4444", "vanished", None, NOON);
+    assert_snapshot!(sandbox.run(&["ls", "--all"]).all(), @r"
+    exit 0
+    --- stdout
+    ID        NAME       ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE    LEFT      ENDED
+    dddd4444  vanished   python3  lost                  0     0  -     -         -         host_lost: neither its host nor its engine runs any more
+    bbbb2222  yesterday  python3  ended                 0     3  -     1d2h ago  -         1d2h ago, idle: no request for 1h
+    aaaa1111  train      python3  busy                  1    12  2h    12m ago   1h        -
+    cccc3333  asks       python3  waiting_input         0     0  -     -         no limit  -
+    --- stderr
+    ");
+}
+
+#[test]
+fn ls_json_has_exactly_the_contracts_names() {
+    let sandbox = Sandbox::new();
+    sandbox.ended("bbbb2222", "old", NOON, "stopped");
+    let me = ProcessId::of(std::process::id());
+    let status = Status {
+        last_activity: Some(NOON),
+        ends_at: Some(NOON + HOUR),
+        busy_since: None,
+        engine: me,
+        ..busy()
+    };
+    let (session, _lock) = sandbox.live("aaaa1111", "train", status);
+    let pid = std::process::id();
+    assert_eq!(
+        sandbox.json(&["ls", "--json"]),
+        serde_json::json!([{
+            "id": "aaaa1111", "name": "train", "engine": "python3", "state": "busy", "attached": 1, "executions": 12,
+            "created": farside::state_dir::iso::format(session.json.created),
+            "last_activity": "2026-01-31T12:00:00.000000Z", "ends_at": "2026-01-31T13:00:00.000000Z",
+            "end_reason": null, "host_pid": pid, "engine_pid": pid, "key": "/home/me/train.ipynb",
+        }])
+    );
+    let all = sandbox.run(&["ls", "--all", "--json"]);
+    let old = serde_json::from_str::<serde_json::Value>(&all.stdout).unwrap()[0].clone();
+    assert_snapshot!(serde_json::to_string_pretty(&old).unwrap(), @r#"
+    {
+      "id": "bbbb2222",
+      "name": "old",
+      "engine": "python3",
+      "state": "ended",
+      "attached": 0,
+      "executions": 3,
+      "created": "2026-01-31T11:00:00.000000Z",
+      "last_activity": "2026-01-31T12:00:00.000000Z",
+      "ends_at": null,
+      "end_reason": "stopped",
+      "host_pid": null,
+      "engine_pid": null,
+      "key": null
+    }
+    "#);
+}
+
+#[test]
+fn history_lists_executions_in_their_order() {
+    let sandbox = Sandbox::new();
+    let session = sandbox.ended("aaaa1111", "train", NOON, "stopped");
+    assert_snapshot!(sandbox.run(&["history", "train"]).all(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    train has executed nothing
+    ");
+
+    let fill = |mut journal: Journal| {
+        journal
+            .begin(1, "\nimport torch\nimport x")
+            .print(1, "hello\n")
+            .state(1, ExecutionState::Ok);
+        journal
+            .begin(2, "1/0")
+            .state(2, ExecutionState::Error)
+            .begin(3, &"long ".repeat(20));
+    };
+    fill(Journal::of(&session));
+    let list = sandbox.json(&["history", "aaaa", "--json"]);
+    assert_snapshot!(serde_json::to_string_pretty(&list[0]).unwrap(), @r#"
+    {
+      "msg_id": "m1",
+      "n": 1,
+      "cell_id": "c",
+      "code": "\nimport torch\nimport x",
+      "state": "ok",
+      "started": "2026-01-31T12:00:01.000000Z",
+      "ended": "2026-01-31T12:00:03.000000Z",
+      "queued": "2026-01-31T12:00:00.000000Z",
+      "reason": null,
+      "execution_count": null,
+      "outputs": 1,
+      "bytes": 98
+    }
+    "#);
+    assert_eq!(
+        list[2]["state"], "lost",
+        "the session is over, so nothing runs in it"
+    );
+}
+
+#[test]
+fn prune_removes_the_old_and_never_the_living() {
+    let sandbox = Sandbox::new();
+    let old = sandbox.ended("aaaa1111", "old", now() - 20 * 24 * HOUR, "idle");
+    sandbox.ended("bbbb2222", "recent", now() - 2 * 24 * HOUR, "idle");
+    let ancient = Status {
+        last_activity: Some(NOON),
+        ..busy()
+    };
+    let (_session, lock) = sandbox.live("cccc3333", "living", ancient);
+    Journal::of(&old).append(Body::Note(Note::SessionEnded {
+        reason: "idle".to_owned(),
+    }));
+
+    assert_snapshot!(sandbox.run(&["prune"]).all(), @r"
+    exit 0
+    --- stdout
+    aaaa1111  old
+    --- stderr
+    ");
+    assert!(!old.dir.root().exists() && !old.dir.sockets().exists());
+    assert_snapshot!(sandbox.run(&["prune"]).all(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    nothing to remove
+    ");
+    let removed = sandbox.json(&["prune", "--older-than", "1h", "--json"]);
+    assert_eq!(
+        removed,
+        serde_json::json!([{ "id": "bbbb2222", "name": "recent" }])
+    );
+
+    let mut forever = sandbox.command(&["prune"]);
+    forever.env("FARSIDE_KEEP_RECORDS", "none");
+    assert_snapshot!(sandbox.ran(forever.output().unwrap()).all(), @r"
+    exit 0
+    --- stdout
+    --- stderr
+    nothing removed: keep_records is none; say how old with --older-than
+    ");
+    drop(lock);
+    assert_eq!(
+        sandbox.json(&["prune", "--json"]).as_array().unwrap().len(),
+        1,
+        "its host is gone, it is lost"
+    );
+    assert!(sandbox.sessions().list().unwrap().is_empty());
+}

@@ -1,0 +1,8 @@
+//! The command line as a person uses it: the real binary, in an environment of its own.
+
+mod install;
+mod kernelspecs;
+mod listing;
+mod logs;
+mod sandbox;
+mod usage;

@@ -1,0 +1,212 @@
+//! Help, exit codes, and that nothing happens by mistake.
+
+use insta::assert_snapshot;
+
+use crate::sandbox::{NOON, Sandbox, names};
+
+#[test]
+fn help_is_worth_reading() {
+    assert_snapshot!(Sandbox::new().run(&["--help"]).stdout);
+}
+
+#[test]
+fn every_command_has_help_on_stdout() {
+    let sandbox = Sandbox::new();
+    let all = [
+        "install",
+        "uninstall",
+        "ls",
+        "attach",
+        "logs",
+        "history",
+        "new",
+        "exec",
+        "interrupt",
+        "restart",
+        "stop",
+        "extend",
+        "console",
+        "connect",
+        "prune",
+        "config",
+        "completions",
+        "launch",
+    ];
+    let help: String = all
+        .iter()
+        .map(|command| {
+            let ran = sandbox.run(&[command, "-h"]);
+            assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{command}");
+            format!("=== {command}\n{}", ran.stdout)
+        })
+        .collect();
+    assert_snapshot!(help);
+}
+
+#[test]
+fn mistakes_are_exit_code_2_and_touch_nothing() {
+    let sandbox = Sandbox::new();
+    for args in [
+        &["lss"][..],
+        &["ls", "--al"],
+        &["install", "--user", "--prefix", "/x"],
+        &["install", "--idle-timeout", "soon"],
+        &["new", "--engine-transport", "udp"],
+        &["new", "extra"],
+        &["extend", "x", "5"],
+        &["launch"],
+        // How an editor asks whether a program is a python.
+        &["-c", "import sys; print(sys.executable)"],
+        &["-m", "ipykernel_launcher"],
+        &[],
+    ] {
+        let ran = sandbox.run(args);
+        assert_eq!(
+            (ran.code, ran.stdout.as_str()),
+            (2, ""),
+            "{args:?}: {}",
+            ran.all()
+        );
+        assert!(!ran.stderr.is_empty(), "{args:?}");
+    }
+    assert_eq!(names(&sandbox.path("home")), [""; 0]);
+    assert_eq!(names(&sandbox.path("run")), [""; 0]);
+    assert!(!sandbox.path("state").exists());
+}
+
+#[test]
+fn a_session_that_is_not_there_is_exit_code_3() {
+    let sandbox = Sandbox::new();
+    assert_snapshot!(sandbox.run(&["logs", "train"]).all(), @r"
+    exit 3
+    --- stdout
+    --- stderr
+    error: no session `train`; there are no sessions (`farside new` starts one)
+    ");
+    sandbox.ended("aaaa1111", "train", NOON, "stopped");
+    for command in [
+        "attach",
+        "logs",
+        "history",
+        "interrupt",
+        "restart",
+        "stop",
+        "console",
+        "connect",
+    ] {
+        assert_eq!(sandbox.run(&[command, "nonesuch"]).code, 3, "{command}");
+    }
+    assert_eq!(sandbox.run(&["exec", "nonesuch", "1"]).code, 3);
+    assert_eq!(sandbox.run(&["extend", "nonesuch", "1h"]).code, 3);
+    assert_snapshot!(sandbox.run(&["logs", "nonesuch"]).all(), @r"
+    exit 3
+    --- stdout
+    --- stderr
+    error: no session `nonesuch`; there are: aaaa1111 (train) (`farside ls --all` shows them all)
+    ");
+}
+
+#[test]
+fn an_ambiguous_selector_is_a_usage_error() {
+    let sandbox = Sandbox::new();
+    sandbox.ended("aaaa1111", "one", NOON, "stopped");
+    sandbox.ended("aaab1111", "two", NOON, "stopped");
+    assert_snapshot!(sandbox.run(&["logs", "aaa"]).all(), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    error: `aaa` is not the only one: aaaa1111 (one, ended), aaab1111 (two, ended); say which with more of the id
+    ");
+}
+
+#[test]
+fn a_state_folder_of_others_is_refused() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let sandbox = Sandbox::new();
+    sandbox.ended("aaaa1111", "one", NOON, "stopped");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(sandbox.path("state"), open).unwrap();
+    assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
+    exit 4
+    --- stdout
+    --- stderr
+    error: [SANDBOX]/state: is open to other users (mode 0755); make it your own with `chmod 700 [SANDBOX]/state`
+    ");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_error() {
+    let sandbox = Sandbox::new();
+    let mut child = sandbox
+        .command(&["completions", "bash"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    let sandbox = Sandbox::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = sandbox.run(&["completions", shell]);
+        assert_eq!(ran.code, 0);
+        assert!(
+            ran.stdout.contains("history") && ran.stdout.contains("idle-timeout"),
+            "{shell}"
+        );
+    }
+}
+
+#[test]
+fn config_shows_where_values_come_from() {
+    let sandbox = Sandbox::new();
+    let file = sandbox.path("home/.config/farside/config.toml");
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    std::fs::write(&file, "max_lifetime = 'none'\nretire_grace = '5s'\n").unwrap();
+    let mut command = sandbox.command(&["config", "--log", "debug"]);
+    command
+        .env("FARSIDE_IDLE_TIMEOUT", "90m")
+        .env("FARSIDE_IDLE_TIMEUOT", "1h")
+        .env("FARSIDE_RETIRE_GRACE", "9s");
+    // The folder of the test has a name of another length elsewhere.
+    let blanks_squeezed = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = sandbox.ran(command.output().unwrap()).all();
+    assert_snapshot!(text.lines().map(blanks_squeezed).collect::<Vec<_>>().join("\n"), @r"
+    exit 0
+    --- stdout
+    SETTING VALUE FROM WHAT IT DOES
+    idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long
+    idle_timeout_detached 1h default End an idle session that has no frontend after this long
+    input_timeout 12h default End a session that waits for input() with no frontend after this long
+    max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not
+    retire_grace 9s FARSIDE_RETIRE_GRACE How long interrupted code has to finish when its session ends
+    keep_records 14d default How long `farside prune` keeps the records of an ended session
+    engine_start_timeout 60s default How long an engine may take to answer for the first time
+    engine_transport auto default How farside talks to the engine (auto: ipc where the engine can)
+    log debug --log What goes to the log
+    --- stderr
+    warning: FARSIDE_IDLE_TIMEUOT is set, but there is no such setting (did you mean `idle_timeout`?)
+    ");
+    assert_eq!(
+        sandbox.json(&["config", "--json"])[3],
+        serde_json::json!({
+            "key": "max_lifetime", "value": "none", "source": "[SANDBOX]/home/.config/farside/config.toml"
+        })
+    );
+    std::fs::write(&file, "max_life = '1h'\n").unwrap();
+    assert_snapshot!(sandbox.run(&["config"]).all(), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, retire_grace, keep_records, engine_start_timeout, engine_transport, log
+    ");
+    std::fs::write(&file, "max_lifetime = 24\n").unwrap();
+    assert_snapshot!(sandbox.run(&["config"]).all(), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    error: [SANDBOX]/home/.config/farside/config.toml: `24` is no value for max_lifetime; it takes a duration like 45s, 90m, 2h30m or 1d, or none
+    ");
+}
