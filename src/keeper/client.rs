@@ -10,21 +10,10 @@ use tokio::io::unix::AsyncFd;
 use tokio::time::Instant;
 
 use super::args::{HostArgs, SessionDirs};
+use super::backoff::Backoff;
 use super::protocol::{FromKeeper, Process, ToKeeper};
 use super::socket::{self, MESSAGE_BYTES_MAX, Received};
 use super::start;
-
-/// Waiting time before the n-th new keeper in a row of keepers that died soon after their start.
-const REPLACE_DELAYS: [Duration; 5] = [
-    Duration::ZERO,
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-];
-
-/// A keeper that lived this long was a good one: its death is no reason to wait.
-const HEALTHY_AFTER: Duration = Duration::from_secs(5);
 
 /// Talks to the keeper, and replaces a keeper that was killed: then another [`FromKeeper::Hello`] comes, and all
 /// processes known to the old one are watched by the new one. Nothing else is to be done about it.
@@ -41,8 +30,7 @@ pub struct Client {
     /// Ids of the spawns that were sent and not answered.
     spawning: Vec<String>,
     bye: bool,
-    /// Keepers in a row that died soon after their start.
-    failures: usize,
+    backoff: Backoff,
     buffer: Vec<u8>,
 }
 
@@ -68,7 +56,7 @@ impl Client {
             alive: Vec::new(),
             spawning: Vec::new(),
             bye: false,
-            failures: 0,
+            backoff: Backoff::default(),
             buffer: vec![0; MESSAGE_BYTES_MAX],
         })
     }
@@ -180,11 +168,7 @@ impl Client {
             Link::Up { since, .. } => since.elapsed(),
             Link::Down { .. } => Duration::ZERO,
         };
-        if lived >= HEALTHY_AFTER {
-            self.failures = 0;
-        }
-        let delay = REPLACE_DELAYS[self.failures.min(REPLACE_DELAYS.len() - 1)];
-        self.failures += 1;
+        let delay = self.backoff.died_after(lived);
         tracing::warn!("the keeper is gone; another one is started in {delay:?}");
         self.link = Link::Down {
             replace_at: Instant::now() + delay,

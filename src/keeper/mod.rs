@@ -11,6 +11,7 @@
 //! is left.
 
 mod args;
+mod backoff;
 mod client;
 mod oom;
 mod protocol;

@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::args::SessionDirs;
+use super::backoff::Backoff;
 use super::oom::{self, OomCounter};
 use super::protocol::{Ended, FromKeeper, Hello, Process, Spawn, ToKeeper, Usage};
 use super::signals::{Signals, wait_for_child};
@@ -32,19 +33,6 @@ const ID_BYTES_MAX: usize = 256;
 /// An error's text; enough for the longest path.
 const ERROR_CHARS_MAX: usize = 8 * 1024;
 
-/// Waiting time before the n-th new host in a row of hosts that died soon after their start.
-const RESPAWN_DELAYS: [Duration; 6] = [
-    Duration::ZERO,
-    Duration::from_millis(100),
-    Duration::from_millis(500),
-    Duration::from_secs(2),
-    Duration::from_secs(10),
-    Duration::from_secs(60),
-];
-
-/// A host that lived this long was a good one: its death is no reason to wait.
-const HEALTHY_AFTER: Duration = Duration::from_secs(5);
-
 /// With no engine to look after, so many hosts in a row that died soon are enough.
 const FAILURES_MAX: usize = 5;
 
@@ -63,8 +51,7 @@ pub struct Supervisor {
     link: Option<Link>,
     processes: Vec<Watched>,
     ended: VecDeque<Ended>,
-    /// Hosts in a row that died soon after their start.
-    failures: usize,
+    backoff: Backoff,
     /// The host has said Bye.
     bye: bool,
     /// A SIGTERM that no host has been told of.
@@ -125,7 +112,7 @@ impl Supervisor {
             link: None,
             processes: Vec::new(),
             ended: VecDeque::new(),
-            failures: 0,
+            backoff: Backoff::default(),
             bye: false,
             terminate: false,
             buffer: vec![0; MESSAGE_BYTES_MAX],
@@ -516,15 +503,11 @@ impl Supervisor {
     }
 
     fn schedule_host(&mut self, lived: Duration) {
-        if lived >= HEALTHY_AFTER {
-            self.failures = 0;
-        }
-        let delay = RESPAWN_DELAYS[self.failures.min(RESPAWN_DELAYS.len() - 1)];
-        self.failures += 1;
-        self.host = if self.failures >= FAILURES_MAX && self.processes.is_empty() && !self.bye {
+        let delay = self.backoff.died_after(lived);
+        let failures = self.backoff.failures();
+        self.host = if failures >= FAILURES_MAX && self.processes.is_empty() && !self.bye {
             log(format_args!(
-                "{} hosts in a row died at once: giving up",
-                self.failures
+                "{failures} hosts in a row died at once, and there is no engine: giving up"
             ));
             Host::GivenUp
         } else {
