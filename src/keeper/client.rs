@@ -61,7 +61,8 @@ impl Client {
         })
     }
 
-    /// Asks the keeper for something. Does not wait.
+    /// Asks the keeper for something. Does not wait: what cannot be sent at once is sent by [`Self::recv`] or
+    /// [`Self::flush`].
     ///
     /// # Errors
     /// Only where the message is over [`MESSAGE_BYTES_MAX`].
@@ -94,29 +95,44 @@ impl Client {
                     tokio::time::sleep_until(*replace_at).await;
                     self.replace();
                 }
-                Link::Up { socket, .. } => {
-                    let (outbox, spawning) = (&mut self.outbox, &mut self.spawning);
-                    let buffer = &mut self.buffer;
-                    let has_more = !outbox.is_empty();
-                    let received = tokio::select! {
-                        biased;
-                        received = socket.async_io(Interest::READABLE, |fd| {
-                            socket::receive(fd, buffer)
-                        }) => received,
-                        sent = socket.async_io(Interest::WRITABLE, |fd| {
-                            flush(fd, outbox, spawning)
-                        }), if has_more => match sent {
-                            Ok(()) => continue,
-                            // The keeper's last words are still to be read.
-                            Err(_) => socket
-                                .async_io(Interest::READABLE, |fd| socket::receive(fd, buffer))
-                                .await,
-                        },
-                    };
-                    self.received(received);
-                }
+                Link::Up { .. } => self.exchange().await,
             }
         }
+    }
+
+    /// Waits until all that was given to [`Self::send`] has been sent: before the process exits after a `Bye`.
+    /// Where the keeper is gone there is nobody to be told, and it returns at once.
+    pub async fn flush(&mut self) {
+        while !self.outbox.is_empty() && matches!(self.link, Link::Up { .. }) {
+            // Receives as well: a keeper whose answers are not taken reads no requests.
+            self.exchange().await;
+        }
+    }
+
+    /// Receives a message, or sends what is left to send, whichever can be done first.
+    async fn exchange(&mut self) {
+        let Link::Up { socket, .. } = &self.link else {
+            return;
+        };
+        let (outbox, spawning) = (&mut self.outbox, &mut self.spawning);
+        let buffer = &mut self.buffer;
+        let has_more = !outbox.is_empty();
+        let received = tokio::select! {
+            biased;
+            received = socket.async_io(Interest::READABLE, |fd| {
+                socket::receive(fd, buffer)
+            }) => received,
+            sent = socket.async_io(Interest::WRITABLE, |fd| {
+                flush(fd, outbox, spawning)
+            }), if has_more => match sent {
+                Ok(()) => return,
+                // The keeper is gone; its last words are still to be read, and then its end.
+                Err(_) => socket
+                    .async_io(Interest::READABLE, |fd| socket::receive(fd, buffer))
+                    .await,
+            },
+        };
+        self.received(received);
     }
 
     fn received(&mut self, received: io::Result<Received<FromKeeper>>) {

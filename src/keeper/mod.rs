@@ -20,6 +20,7 @@ mod socket;
 mod spawn;
 mod start;
 mod supervisor;
+mod watched;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

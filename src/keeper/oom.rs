@@ -2,61 +2,77 @@
 //! it in the exit status.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read;
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
-/// The count of out-of-memory kills in a process's memory cgroup, as it was at the process's start.
+/// Evidence that gathers from a process's start on.
 #[derive(Debug, Default)]
-pub struct OomCounter {
-    file: PathBuf,
-    before: Option<u64>,
+pub struct OomWatch {
+    /// The count of kills in the process's memory cgroup, where there is one and it can be read.
+    counter: Option<Counter>,
+    /// The kernel's log from here on, where we may read it.
+    log: Option<File>,
 }
 
-impl OomCounter {
+#[derive(Debug)]
+struct Counter {
+    file: PathBuf,
+    before: u64,
+}
+
+impl OomWatch {
     /// Of a process that runs.
     pub fn of(pid: u32) -> Self {
         let cgroups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        counter_files(&cgroups)
-            .into_iter()
-            .find_map(|file| {
-                let before = Some(read_counter(&file)?);
-                Some(Self { file, before })
-            })
-            .unwrap_or_default()
+        Self {
+            counter: counter_files(&cgroups).into_iter().find_map(|file| {
+                let before = read_counter(&file)?;
+                Some(Counter { file, before })
+            }),
+            log: log_from_here().ok(),
+        }
     }
 
     /// Whether a process of that cgroup has been killed since. To be asked about one that died by SIGKILL.
-    pub fn has_grown(&self) -> bool {
-        self.before
-            .is_some_and(|before| read_counter(&self.file).is_some_and(|now| now > before))
+    pub fn counter_has_grown(&self) -> bool {
+        self.counter.as_ref().is_some_and(|counter| {
+            read_counter(&counter.file).is_some_and(|now| now > counter.before)
+        })
+    }
+
+    /// Whether the kernel's log names this process since then as killed for lack of memory.
+    pub fn log_names(&mut self, pid: u32) -> bool {
+        let Some(log) = &mut self.log else {
+            return false;
+        };
+        // mm/oom_kill.c: "Out of memory: Killed process 123 (python) ...", "Memory cgroup out of memory: ..."
+        let needle = format!("Killed process {pid} (");
+        // Each read gives one record, at most 8 KiB (CONSOLE_EXT_LOG_MAX); a log has thousands at most.
+        let mut record = [0; 8192];
+        for _ in 0..100_000 {
+            match log.read(&mut record) {
+                Ok(length) if length > 0 => {
+                    if String::from_utf8_lossy(&record[..length]).contains(&needle) {
+                        return true;
+                    }
+                }
+                // That record was overwritten before we got to it; the next one can be read.
+                Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {}
+                _ => return false,
+            }
+        }
+        false
     }
 }
 
-/// Whether the kernel's log names this process as killed for lack of memory. `false` where we may not read it.
-pub fn in_kernel_log(pid: u32) -> bool {
-    let log = OpenOptions::new()
+fn log_from_here() -> io::Result<File> {
+    let mut log = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
-        .open("/dev/kmsg");
-    let Ok(mut log) = log else { return false };
-    // mm/oom_kill.c: "Out of memory: Killed process 123 (python) ...", "Memory cgroup out of memory: ..."
-    let needle = format!("Killed process {pid} (");
-    // Each read gives one record, at most 8 KiB (CONSOLE_EXT_LOG_MAX); a log has thousands at most.
-    let mut record = [0; 8192];
-    for _ in 0..100_000 {
-        match log.read(&mut record) {
-            Ok(length) if length > 0 => {
-                if String::from_utf8_lossy(&record[..length]).contains(&needle) {
-                    return true;
-                }
-            }
-            // EPIPE: that record was overwritten before we got to it; the next one can be read.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
-            _ => return false,
-        }
-    }
-    false
+        .open("/dev/kmsg")?;
+    log.seek(SeekFrom::End(0))?;
+    Ok(log)
 }
 
 /// Where the counter may be, given /proc/PID/cgroup (cgroups(7)): version 1's or 2's hierarchy; by its path or,
@@ -133,16 +149,35 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("memory.events");
         std::fs::write(&file, "low 0\noom 3\noom_kill 2\noom_group_kill 9\n").unwrap();
-        let counter = OomCounter {
-            before: read_counter(&file),
-            file: file.clone(),
+        let watch = OomWatch {
+            counter: read_counter(&file).map(|before| Counter {
+                before,
+                file: file.clone(),
+            }),
+            log: None,
         };
-        assert_eq!(counter.before, Some(2));
-        assert!(!counter.has_grown());
+        assert_eq!(watch.counter.as_ref().map(|c| c.before), Some(2));
+        assert!(!watch.counter_has_grown());
         std::fs::write(&file, "oom_kill 3\n").unwrap();
-        assert!(counter.has_grown());
+        assert!(watch.counter_has_grown());
         std::fs::remove_file(&file).unwrap();
-        assert!(!counter.has_grown());
-        assert!(!OomCounter::default().has_grown());
+        assert!(!watch.counter_has_grown());
+        assert!(!OomWatch::default().counter_has_grown());
+    }
+
+    #[test]
+    fn the_kernels_log_is_searched_for_the_very_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kmsg");
+        let line = "3,9,8,-;Out of memory: Killed process 123 (python) total-vm:1kB\n";
+        std::fs::write(&path, line).unwrap();
+        let names = |pid| {
+            let log = File::open(&path).ok();
+            OomWatch { counter: None, log }.log_names(pid)
+        };
+        assert!(names(123));
+        assert!(!names(12));
+        assert!(!names(1234));
+        assert!(!OomWatch::default().log_names(123));
     }
 }

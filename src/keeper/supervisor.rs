@@ -7,16 +7,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::args::SessionDirs;
 use super::backoff::Backoff;
-use super::oom::{self, OomCounter};
 use super::protocol::{Ended, FromKeeper, Hello, Process, Spawn, ToKeeper, Usage};
 use super::signals::{Signals, wait_for_child};
 use super::socket::{self, MESSAGE_BYTES_MAX, Received};
+use super::watched::{WaitFor, Watched};
 use super::{EXIT_OTHER_HOST, log, spawn};
 use crate::journal::record::ProcessEnd;
 use crate::process::{self, PidFd};
@@ -35,10 +33,6 @@ const ERROR_CHARS_MAX: usize = 8 * 1024;
 
 /// With no engine to look after, so many hosts in a row that died soon are enough.
 const FAILURES_MAX: usize = 5;
-
-/// How long the exit status of a process that is not our child is waited for: it is there only when its own
-/// parent has reaped it.
-const STATUS_WAIT_MAX: Duration = Duration::from_millis(200);
 
 /// How long the end waits for what it has killed; a process in an uninterruptible system call can take longer.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
@@ -81,22 +75,6 @@ enum Host {
 struct Link {
     socket: OwnedFd,
     outbox: VecDeque<Vec<u8>>,
-}
-
-struct Watched {
-    process: Process,
-    by: By,
-    oom: OomCounter,
-    /// We sent it SIGKILL ourselves.
-    killed: bool,
-}
-
-enum By {
-    Child,
-    PidFd {
-        pidfd: PidFd,
-        ended_at: Option<Instant>,
-    },
 }
 
 impl Supervisor {
@@ -205,14 +183,10 @@ impl Supervisor {
             Host::Child { .. } | Host::GivenUp => {}
         }
         for watched in &self.processes {
-            match &watched.by {
-                By::Child => {}
-                By::PidFd {
-                    pidfd,
-                    ended_at: None,
-                } => add(pidfd.as_fd().as_raw_fd(), libc::POLLIN),
-                // Readable for good now; a poll for the status must not spin.
-                By::PidFd { .. } => until(Instant::now() + Duration::from_millis(5)),
+            match watched.wait_for() {
+                WaitFor::Child => {}
+                WaitFor::Fd(fd) => add(fd.as_raw_fd(), libc::POLLIN),
+                WaitFor::Time(time) => until(Instant::now() + time),
             }
         }
         let limit = deadline.map(|at| at.saturating_duration_since(Instant::now()));
@@ -327,12 +301,7 @@ impl Supervisor {
                     pid,
                     start_time,
                 };
-                self.processes.push(Watched {
-                    process: process.clone(),
-                    by: By::Child,
-                    oom: OomCounter::of(pid),
-                    killed: false,
-                });
+                self.processes.push(Watched::child(process.clone()));
                 self.tell(&FromKeeper::Spawned(process));
             }
             Err(error) => {
@@ -369,21 +338,13 @@ impl Supervisor {
         if let Err(error) = self.check_room(&process.id) {
             return self.refuse(&format!("to watch process {}", process.pid), &error);
         }
-        match PidFd::open_verified(process.pid, process.start_time) {
-            Ok(pidfd) => {
+        match Watched::adopted(process.clone()) {
+            Ok(watched) => {
                 log(format_args!(
                     "{} watched as process {}",
                     process.id, process.pid
                 ));
-                self.processes.push(Watched {
-                    oom: OomCounter::of(process.pid),
-                    process,
-                    by: By::PidFd {
-                        pidfd,
-                        ended_at: None,
-                    },
-                    killed: false,
-                });
+                self.processes.push(watched);
             }
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
                 self.process_ended(process, None, None);
@@ -411,9 +372,7 @@ impl Supervisor {
             .ok_or("the keeper knows no such process: it has ended, or was never watched")?;
         watched
             .signal(signal, group)
-            .map_err(|error| error.to_string())?;
-        watched.killed |= signal == libc::SIGKILL;
-        Ok(())
+            .map_err(|error| error.to_string())
     }
 
     // ---- Ends
@@ -439,9 +398,9 @@ impl Supervisor {
             if let Some(at) = self
                 .processes
                 .iter()
-                .position(|watched| watched.process.pid == pid && matches!(watched.by, By::Child))
+                .position(|watched| watched.is_child() && watched.process.pid == pid)
             {
-                let watched = self.processes.swap_remove(at);
+                let mut watched = self.processes.swap_remove(at);
                 let end = watched.end(status);
                 self.process_ended(watched.process, Some(end), Some(usage));
             } else if matches!(self.host, Host::Child { pid: host, .. } if host == pid) {
@@ -527,7 +486,6 @@ impl Supervisor {
             // Gone already is as good.
             let _ = watched.signal(libc::SIGKILL, true);
             let _ = watched.signal(libc::SIGKILL, false);
-            watched.killed = true;
         }
         let until = Instant::now() + KILL_WAIT_MAX;
         loop {
@@ -537,49 +495,6 @@ impl Supervisor {
                 return;
             }
             std::thread::sleep(Duration::from_millis(2));
-        }
-    }
-}
-
-impl Watched {
-    fn signal(&self, signal: i32, group: bool) -> io::Result<()> {
-        let pid = self.process.pid;
-        match (&self.by, group) {
-            (By::Child, false) => process::signal(pid, signal),
-            (By::Child, true) => process::signal_group(pid, signal),
-            (By::PidFd { pidfd, .. }, false) => pidfd.signal(signal),
-            (By::PidFd { pidfd, .. }, true) => pidfd.signal_group(signal),
-        }
-    }
-
-    fn end(&self, status: ExitStatus) -> ProcessEnd {
-        let signal = status.signal();
-        let maybe_oom = signal == Some(libc::SIGKILL) && !self.killed;
-        ProcessEnd {
-            exit_code: status.code(),
-            signal,
-            out_of_memory: maybe_oom
-                && (self.oom.has_grown() || oom::in_kernel_log(self.process.pid)),
-        }
-    }
-
-    /// How a process that is not our child ended; the outer `None` while it runs, or its status may yet come.
-    fn ended_unparented(&mut self, now: Instant) -> Option<Option<ProcessEnd>> {
-        let By::PidFd { pidfd, ended_at } = &mut self.by else {
-            return None;
-        };
-        if ended_at.is_none() && !pidfd.has_ended() {
-            return None;
-        }
-        let since = *ended_at.get_or_insert(now);
-        match pidfd.exit_status() {
-            Some(status) => Some(Some(self.end(status))),
-            None if now < since + STATUS_WAIT_MAX => None,
-            None => Some(oom::in_kernel_log(self.process.pid).then_some(ProcessEnd {
-                exit_code: None,
-                signal: Some(libc::SIGKILL),
-                out_of_memory: true,
-            })),
         }
     }
 }

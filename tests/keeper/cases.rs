@@ -32,6 +32,7 @@ tests! {
     many_starts_make_one_keeper,
     after_bye_nothing_is_left,
     a_bye_outlives_its_keeper,
+    a_bye_behind_many_requests_is_heard_before_the_hosts_end,
     an_engines_orphans_are_reaped,
     a_host_that_always_fails_is_given_up_where_there_is_no_engine,
     a_keeper_ends_where_another_host_holds_the_session,
@@ -438,6 +439,22 @@ fn a_bye_outlives_its_keeper() {
     kill(host.hello.keeper_pid);
     let keeper = host.next_hello().keeper_pid;
     host.order(&Order::Exit(0));
+    expect_the_end(&sandbox, keeper);
+}
+
+fn a_bye_behind_many_requests_is_heard_before_the_hosts_end() {
+    let sandbox = Sandbox::new();
+    sandbox.start();
+    let mut host = sandbox.host();
+    let keeper = host.hello.keeper_pid;
+    process::signal(keeper, libc::SIGSTOP).unwrap();
+    // More than the socket takes, and each one is answered.
+    for _ in 0..5_000 {
+        host.send(ToKeeper::Unknown);
+    }
+    host.send(ToKeeper::Bye);
+    host.order(&Order::Exit(0));
+    process::signal(keeper, libc::SIGCONT).unwrap();
     expect_the_end(&sandbox, keeper);
 }
 

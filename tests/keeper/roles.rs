@@ -61,7 +61,7 @@ async fn relay(args: HostArgs) -> ExitCode {
     let path = args.dirs.runtime_dir.join(TEST_SOCKET);
     let mut client = Client::new(args).expect("the keeper's socket");
     let Ok(test) = UnixStream::connect(path).await else {
-        return bye(client);
+        return bye(client).await;
     };
     let (orders, mut reports) = test.into_split();
     let mut orders = BufReader::new(orders).lines();
@@ -72,26 +72,30 @@ async fn relay(args: HostArgs) -> ExitCode {
         if let Some(report) = pending.take() {
             let line = serde_json::to_string(&report).expect("a report is JSON") + "\n";
             if reports.write_all(line.as_bytes()).await.is_err() {
-                return bye(client);
+                return bye(client).await;
             }
         }
         tokio::select! {
             message = client.recv() => pending = Some(Report::Received(message)),
             line = orders.next_line() => {
-                let Ok(Some(line)) = line else { return bye(client) };
+                let Ok(Some(line)) = line else { return bye(client).await };
                 match serde_json::from_str(&line).expect("an order") {
                     Order::Send(message) => {
                         pending = client.send(message).err().map(|e| Report::NotSent(e.to_string()));
                     }
-                    Order::Exit(code) => return ExitCode::from(code),
+                    Order::Exit(code) => {
+                        client.flush().await;
+                        return ExitCode::from(code);
+                    }
                 }
             }
         }
     }
 }
 
-fn bye(mut client: Client) -> ExitCode {
+async fn bye(mut client: Client) -> ExitCode {
     client.send(ToKeeper::Bye).expect("a short message");
+    client.flush().await;
     ExitCode::SUCCESS
 }
 
