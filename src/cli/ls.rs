@@ -94,11 +94,8 @@ fn render(lines: &[Line], all: bool, now: Micros, style: super::render::Style) -
             field(facts.state.name(), session_tone(facts.state)),
             plain(facts.attached.to_string()),
             plain(facts.executions.to_string()),
-            or_dash(
-                line.busy_since
-                    .map(|since| span(since, now).unwrap_or_else(|| "0s".to_owned())),
-            ),
-            or_dash(facts.last_activity.map(|time| ago(time, now))),
+            or_dash(line.busy_since.map(|since| age(since, now))),
+            or_dash(facts.last_activity.map(|time| age(time, now))),
             left(facts, now),
         ];
         if all {
@@ -107,6 +104,11 @@ fn render(lines: &[Line], all: bool, now: Micros, style: super::render::Style) -
         row
     });
     table(&headings, rows.collect(), style)
+}
+
+/// How long ago. Without the word, which nine columns have no room for.
+fn age(time: Micros, now: Micros) -> String {
+    span(time, now).unwrap_or_else(|| "0s".to_owned())
 }
 
 fn or_dash(text: Option<String>) -> Field {
@@ -118,7 +120,7 @@ fn left(facts: &SessionFacts, now: Micros) -> Field {
     const SOON_MICROS: Micros = 600_000_000;
     match facts.ends_at {
         _ if !facts.state.is_live() => field("-", Tone::Dim),
-        None => field("no limit", Tone::Dim),
+        None => field("none", Tone::Dim),
         Some(end) => {
             let tone = if end.saturating_sub(now) < SOON_MICROS {
                 Tone::Attention

@@ -1,13 +1,16 @@
 //! PURE. Tables and times for people.
 
 use comfy_table::{
-    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Table,
+    Attribute, Cell, CellAlignment, Color, ColumnConstraint, ContentArrangement, Row, Table, Width,
     presets,
 };
 
 use crate::config::format_duration;
 use crate::journal::record::{ExecutionState, Micros};
 use crate::state_dir::SessionState;
+
+/// A wrapped column narrower than this (padding included) cannot be read; the line is then too long instead.
+const WRAPPED_COLUMNS_MIN: u16 = 14;
 
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -79,9 +82,12 @@ pub fn table(headings: &[&str], rows: Vec<Vec<Field>>, style: Style) -> String {
     }
     for (column, heading) in table.column_iter_mut().zip(headings) {
         column.set_padding((0, 2));
-        if !heading.starts_with('~') {
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
+        let may_wrap = heading.starts_with('~') && style.width.is_some();
+        column.set_constraint(if may_wrap {
+            ColumnConstraint::LowerBoundary(Width::Fixed(WRAPPED_COLUMNS_MIN))
+        } else {
+            ColumnConstraint::ContentWidth
+        });
         if heading.starts_with('>') {
             column.set_cell_alignment(CellAlignment::Right);
         }
@@ -227,16 +233,20 @@ mod tests {
     fn rows() -> Vec<Vec<Field>> {
         vec![
             vec![plain("a"), field("busy", Tone::Good), plain("1")],
-            vec![plain("long name"), field("lost", Tone::Bad), plain("12345")],
+            vec![
+                plain("rather long name"),
+                field("lost", Tone::Bad),
+                plain("12345"),
+            ],
         ]
     }
 
     #[test]
     fn a_piped_table_is_aligned_and_plain() {
         insta::assert_snapshot!(table(&["NAME", "STATE", ">RUNS"], rows(), Style::default()), @r"
-        NAME       STATE   RUNS
-        a          busy       1
-        long name  lost   12345
+        NAME              STATE   RUNS
+        a                 busy       1
+        rather long name  lost   12345
         ");
     }
 
@@ -244,12 +254,12 @@ mod tests {
     fn a_table_on_a_terminal_has_colours_and_fits() {
         let style = Style {
             colour: true,
-            width: Some(24),
+            width: Some(28),
         };
         insta::assert_snapshot!(table(&["~NAME", "STATE", ">RUNS"], rows(), style).replace('\u{1b}', "^"), @r"
-        ^[1mNAME  ^[0m^[1mSTATE  ^[0m^[1m RUNS  ^[0m
-        a     ^[38;5;2mbusy   ^[39m    1
-        long  ^[38;5;1mlost   ^[39m12345
+        ^[1mNAME          ^[0m^[1mSTATE  ^[0m^[1m RUNS  ^[0m
+        a             ^[38;5;2mbusy   ^[39m    1
+        rather long   ^[38;5;1mlost   ^[39m12345
         name
         ");
     }

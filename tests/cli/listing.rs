@@ -54,20 +54,20 @@ fn ls_shows_what_lives() {
     assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
     exit 0
     --- stdout
-    ID        NAME   ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE   LEFT
-    aaaa1111  train  python3  busy                  1    12  2h    12m ago  1h
-    cccc3333  asks   python3  waiting_input         0     0  -     -        no limit
+    ID        NAME   ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  LEFT
+    aaaa1111  train  python3  busy                  1    12  2h    12m     1h
+    cccc3333  asks   python3  waiting_input         0     0  -     -       none
     --- stderr
     ");
     sandbox.session("dddd4444", "vanished", None, NOON);
     assert_snapshot!(sandbox.run(&["ls", "--all"]).all(), @r"
     exit 0
     --- stdout
-    ID        NAME       ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE    LEFT      ENDED
-    dddd4444  vanished   python3  lost                  0     0  -     -         -         host_lost: neither its host nor its engine runs any more
-    bbbb2222  yesterday  python3  ended                 0     3  -     1d2h ago  -         1d2h ago, idle: no request for 1h
-    aaaa1111  train      python3  busy                  1    12  2h    12m ago   1h        -
-    cccc3333  asks       python3  waiting_input         0     0  -     -         no limit  -
+    ID        NAME       ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  LEFT  ENDED
+    dddd4444  vanished   python3  lost                  0     0  -     -       -     host_lost: neither its host nor its engine runs any more
+    bbbb2222  yesterday  python3  ended                 0     3  -     1d2h    -     1d2h ago, idle: no request for 1h
+    aaaa1111  train      python3  busy                  1    12  2h    12m     1h    -
+    cccc3333  asks       python3  waiting_input         0     0  -     -       none  -
     --- stderr
     ");
 }
