@@ -526,3 +526,7 @@ fn array<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     out.copy_from_slice(&bytes[at..at + N]);
     out
 }
+
+#[cfg(test)]
+#[path = "codec_tests.rs"]
+pub(crate) mod tests;

@@ -185,3 +185,7 @@ fn load(scan: &mut LogScan, found: &Scanned) -> io::Result<Item> {
         }),
     })
 }
+
+#[cfg(test)]
+#[path = "reader_tests.rs"]
+mod tests;

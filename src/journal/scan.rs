@@ -138,7 +138,8 @@ impl SegmentScan {
             (Look::Record(found), Some((_, _, seq))) => found.head.seq != seq + 1,
             (Look::Record(_), None) => false,
             (Look::Suspect | Look::HeadIncomplete, _) => true,
-            (Look::Incomplete, _) => self.known_length < self.offset,
+            // At the end: other records may have taken the place of those that were cut off.
+            (Look::Incomplete, previous) => previous.is_some(),
         };
         if odd {
             self.forget_chunk();

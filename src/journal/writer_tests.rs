@@ -143,8 +143,8 @@ fn open(dir: &Path) -> (Writer, Recovered) {
     Writer::open(dir, WriterOptions::default()).unwrap()
 }
 
-/// All records in `dir`, and the gaps as ranges of seqs.
-pub(crate) fn read_all(dir: &Path) -> (Vec<Record>, Vec<Range<u64>>) {
+/// All records in `dir`, and the seqs of those that are missing.
+pub(crate) fn read_all(dir: &Path) -> (Vec<Record>, Vec<u64>) {
     let mut reader = crate::journal::Reader::open(dir, 1).unwrap();
     let (mut records, mut gaps) = (Vec::new(), Vec::new());
     loop {
@@ -155,7 +155,7 @@ pub(crate) fn read_all(dir: &Path) -> (Vec<Record>, Vec<Range<u64>>) {
         for item in batch {
             match item {
                 crate::journal::Item::Record(record, _) => records.push((*record).clone()),
-                crate::journal::Item::Gap(gap) => gaps.push(gap.missing),
+                crate::journal::Item::Gap(gap) => gaps.extend(gap.missing),
             }
         }
     }
@@ -200,4 +200,236 @@ fn what_was_appended_is_read_and_recovered() {
     );
     assert_eq!(recovered.after[0].record, records[2]);
     assert_eq!(recovered.after[7].position, positions[9]);
+}
+
+#[test]
+fn folder_and_files_are_the_users_alone() {
+    use std::os::unix::fs::PermissionsExt;
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("new");
+    let (_writer, _) = open(&dir);
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!((mode(&dir), mode(&segments::path(&dir, 1))), (0o700, 0o600));
+}
+
+#[test]
+fn a_torn_tail_is_cut_at_every_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = [request(1, 1, "pass"), output(2, 1, "text"), checkpoint(3)];
+    let (mut writer, _) = open(dir.path());
+    let positions = writer.append(&records).unwrap();
+    drop(writer);
+    let path = segments::path(dir.path(), 1);
+    let whole = std::fs::read(&path).unwrap();
+    for length in 0..=whole.len() {
+        std::fs::write(&path, &whole[..length]).unwrap();
+        let ends = positions.iter().map(|p| (p.offset + p.length) as usize);
+        let kept = ends.clone().filter(|&end| end <= length).count();
+        assert_eq!(
+            read_all(dir.path()),
+            (records[..kept].to_vec(), vec![]),
+            "cut at {length}"
+        );
+
+        let (mut writer, recovered) = open(dir.path());
+        let end = ends
+            .filter(|&end| end <= length)
+            .max()
+            .unwrap_or(HEADER_BYTES as usize);
+        let cut = length.saturating_sub(end);
+        if length >= HEADER_BYTES as usize {
+            assert_eq!(
+                (recovered.next_seq, recovered.cut_bytes),
+                (kept as u64 + 1, cut as u64)
+            );
+        }
+        let next = output(writer.next_seq(), 1, "next");
+        writer.append(std::slice::from_ref(&next)).unwrap();
+        let mut expected = records[..kept].to_vec();
+        expected.push(next);
+        assert_eq!(read_all(dir.path()), (expected, vec![]), "cut at {length}");
+        let _ = std::fs::remove_file(segments::path(dir.path(), 2));
+    }
+}
+
+#[test]
+fn a_tail_that_a_power_cut_filled_with_zeros_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = outputs(1..4);
+    let (mut writer, _) = open(dir.path());
+    let last = writer.append(&records).unwrap()[2];
+    drop(writer);
+    let path = segments::path(dir.path(), 1);
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The last record's frame and head reached the disk, its payload did not; nor what came behind it.
+    let from = bytes.len() - 5;
+    bytes[from..].fill(0);
+    bytes.extend([0; 10_000]);
+    std::fs::write(&path, &bytes).unwrap();
+    let (mut writer, recovered) = open(dir.path());
+    assert_eq!(
+        (recovered.next_seq, recovered.cut_bytes),
+        (3, last.length + 10_000)
+    );
+    writer.append(&outputs(3..4)).unwrap();
+    assert_eq!(read_all(dir.path()), (records, vec![]));
+}
+
+#[test]
+fn segments_roll_and_recovery_begins_at_the_last_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions {
+        segment_bytes: 1000,
+    };
+    let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
+    let mut records = Vec::new();
+    for seq in 1..40 {
+        let record = if writer.wants_checkpoint() {
+            checkpoint(seq)
+        } else {
+            output(seq, 1, "text")
+        };
+        writer.append(std::slice::from_ref(&record)).unwrap();
+        records.push(record);
+    }
+    drop(writer);
+    let numbers = segments::list(dir.path()).unwrap();
+    assert!(numbers.len() > 3, "{numbers:?}");
+    assert_eq!(read_all(dir.path()), (records.clone(), vec![]));
+
+    let last = records
+        .iter()
+        .rev()
+        .find(|record| is_checkpoint(record))
+        .unwrap()
+        .seq;
+    let (writer, recovered) = Writer::open(dir.path(), options).unwrap();
+    assert_eq!(
+        recovered.checkpoint,
+        Some(serde_json::json!({ "at": last }))
+    );
+    let after: Vec<_> = recovered.after.iter().map(|r| r.record.seq).collect();
+    assert_eq!(after, (last + 1..40).collect::<Vec<_>>());
+    assert_eq!(writer.next_seq(), 40);
+
+    // A host that died between the roll and its checkpoint.
+    drop(writer);
+    let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
+    let mut seq = 40;
+    while !writer.wants_checkpoint() {
+        writer.append(&[output(seq, 1, "text")]).unwrap();
+        seq += 1;
+    }
+    drop(writer);
+    let (writer, recovered) = Writer::open(dir.path(), options).unwrap();
+    assert!(writer.wants_checkpoint());
+    assert_eq!(
+        recovered.checkpoint,
+        Some(serde_json::json!({ "at": last }))
+    );
+    assert_eq!(
+        (recovered.next_seq, recovered.after.len() as u64),
+        (seq, seq - last - 1)
+    );
+}
+
+#[test]
+fn a_checkpoint_is_also_wanted_after_much_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(dir.path());
+    writer
+        .append(&[output(1, 1, vec![0; CHECKPOINT_BYTES as usize - 1000])])
+        .unwrap();
+    assert!(!writer.wants_checkpoint());
+    writer.append(&[output(2, 1, vec![0; 1000])]).unwrap();
+    assert!(writer.wants_checkpoint());
+    drop(writer);
+    let (mut writer, _) = open(dir.path());
+    assert!(writer.wants_checkpoint());
+    writer.append(&[checkpoint(3)]).unwrap();
+    assert!(!writer.wants_checkpoint());
+}
+
+#[test]
+fn a_full_disk_loses_the_records_it_refused_and_no_others() {
+    let records = outputs(1..9);
+    let size = records
+        .iter()
+        .map(|record| codec::encode(record).concat().len())
+        .sum::<usize>();
+    for cut_fails in [false, true] {
+        // Not a divisor of anything, so that all sorts of places are hit.
+        for bytes_left in (0..size).step_by(7) {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut writer, _) = open(dir.path());
+            writer.append(&records[..2]).unwrap();
+            let Tail::Good(segment) = &mut writer.tail else {
+                panic!("broken")
+            };
+            segment.fault = Some(Fault {
+                bytes_left,
+                cut_fails,
+            });
+            let result = writer.append(&records[2..4]);
+            let Tail::Good(segment) = &mut writer.tail else {
+                // The next append goes to a new segment.
+                assert!(cut_fails && result.is_err());
+                writer.append(&records[4..6]).unwrap();
+                assert_eq!(segments::list(dir.path()).unwrap(), [1, 2]);
+                assert!(writer.wants_checkpoint());
+                let (read, gaps) = read_all(dir.path());
+                let kept: Vec<_> = read.iter().map(|record| record.seq).collect();
+                // Those that were written whole before the disk was full cannot be taken back.
+                let extra = gaps.first().map_or(2, |gap| gap - 3);
+                assert_eq!(kept, (1..3 + extra).chain(5..7).collect::<Vec<_>>());
+                assert_eq!(gaps, (3 + extra..5).collect::<Vec<_>>());
+                continue;
+            };
+            segment.fault = None;
+            let lost = result.is_err();
+            writer.append(&records[4..6]).unwrap();
+            let (read, gaps) = read_all(dir.path());
+            if lost {
+                assert_eq!(read, [&records[..2], &records[4..6]].concat());
+                assert_eq!(gaps, [3, 4]);
+            } else {
+                assert_eq!((read.as_slice(), gaps.len()), (&records[..6], 0));
+            }
+            drop(writer);
+            assert_eq!(open(dir.path()).1.next_seq, 7);
+        }
+    }
+}
+
+#[test]
+fn seqs_must_ascend_and_may_have_holes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(dir.path());
+    writer.append(&outputs(1..3)).unwrap();
+    let kind = |result: io::Result<Vec<Position>>| result.unwrap_err().kind();
+    assert_eq!(
+        kind(writer.append(&outputs(2..3))),
+        io::ErrorKind::InvalidInput
+    );
+    assert_eq!(
+        kind(writer.append(&[outputs(4..5), outputs(4..5)].concat())),
+        io::ErrorKind::InvalidInput
+    );
+    writer.append(&outputs(5..6)).unwrap();
+    assert_eq!(
+        read_all(dir.path()),
+        ([outputs(1..3), outputs(5..6)].concat(), vec![3, 4])
+    );
+}
+
+#[test]
+fn more_pieces_than_one_system_call_takes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(dir.path());
+    // Two pieces each, and IOV_MAX is 1024.
+    let records: Vec<_> = (1..2000)
+        .map(|seq| output(seq, 1, vec![seq as u8; COPY_PART_BYTES + 1]))
+        .collect();
+    writer.append(&records).unwrap();
+    assert_eq!(read_all(dir.path()), (records, vec![]));
 }
