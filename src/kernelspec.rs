@@ -9,7 +9,9 @@
 //! Sources: jupyter_client's kernelspec.py and manager.py (`format_kernel_cmd`), jupyter_core's paths.py
 //! (`jupyter_path`).
 
+mod error;
 pub mod install;
+mod places;
 mod python;
 mod template;
 #[cfg(test)]
@@ -24,6 +26,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+pub use error::SpecError;
+use places::{data_dir, kernel_dirs};
 pub use python::Python;
 pub use template::{CONNECTION_FILE, expand_argv, expand_env};
 
@@ -33,68 +37,6 @@ pub const OWN_PREFIX: &str = "farside-";
 const NATIVE_NAME: &str = "python3";
 /// A `kernel.json` is a few hundred bytes; something far beyond is not one.
 const KERNEL_JSON_BYTES_MAX: u64 = 1 << 20;
-
-/// Why there is no such engine.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum SpecError {
-    #[error(
-        "no kernelspec named `{name}`; found: {}; looked in: {}",
-        list_or(.found, "none (install one, e.g. `python3 -m pip install ipykernel`)"), paths(.looked)
-    )]
-    NotFound {
-        name: String,
-        found: Vec<String>,
-        looked: Vec<PathBuf>,
-    },
-    #[error(
-        "`{name}` is farside's own kernelspec and cannot be an engine; name the engine itself, e.g. `{engine}`"
-    )]
-    OwnSpec { name: String, engine: String },
-    #[error("the kernelspec in {path} cannot be used: {why}")]
-    Unusable { path: PathBuf, why: String },
-    #[error("the kernelspec in {path} starts `{program}`, which is in none of: {}", paths(.looked))]
-    NoProgram {
-        path: PathBuf,
-        program: String,
-        looked: Vec<PathBuf>,
-    },
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        what: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("{path} exists and is not farside's; remove it yourself if you do not need it")]
-    NotOurs { path: PathBuf },
-    #[error("no python3 on PATH, so there is no sys.prefix; use --user or --prefix DIR")]
-    NoPython,
-    #[error("no home directory to install into: set HOME or JUPYTER_DATA_DIR, or use --prefix DIR")]
-    NoHome,
-}
-
-fn list_or(items: &[String], none: &str) -> String {
-    if items.is_empty() {
-        none.to_owned()
-    } else {
-        items.join(", ")
-    }
-}
-
-fn paths(paths: &[PathBuf]) -> String {
-    paths
-        .iter()
-        .map(|p| p.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-impl SpecError {
-    fn io(what: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.to_owned();
-        move |source| Self::Io { what, path, source }
-    }
-}
 
 /// How an engine is interrupted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -328,61 +270,6 @@ impl Search {
                 .collect()
         })
     }
-}
-
-/// Jupyter's data folders, then `/kernels` (jupyter_core's `jupyter_path`).
-fn kernel_dirs(var: &dyn Fn(&str) -> Option<OsString>, pythons: &[Python]) -> Vec<PathBuf> {
-    const SYSTEM: [&str; 2] = ["/usr/local/share/jupyter", "/usr/share/jupyter"];
-    let mut user: Vec<PathBuf> = data_dir(var).into_iter().collect();
-    user.extend(
-        pythons
-            .iter()
-            .filter_map(|python| Some(python.user_base.as_ref()?.join("share/jupyter"))),
-    );
-    let env = pythons
-        .iter()
-        .map(|python| python.prefix.join("share/jupyter"));
-    let env: Vec<PathBuf> = env
-        .filter(|dir| !SYSTEM.iter().any(|s| dir == Path::new(s)))
-        .collect();
-    let prefer_env = match var("JUPYTER_PREFER_ENV_PATH") {
-        Some(value) => is_set(&value),
-        None => pythons.first().is_some_and(|python| python.is_environment),
-    };
-    let mut dirs: Vec<PathBuf> = var("JUPYTER_PATH")
-        .iter()
-        .flat_map(std::env::split_paths)
-        .collect();
-    if prefer_env {
-        dirs.extend(env);
-        dirs.extend(user);
-    } else {
-        dirs.extend(user);
-        dirs.extend(env);
-    }
-    dirs.extend(SYSTEM.map(PathBuf::from));
-    let mut seen = BTreeSet::new();
-    dirs.retain(|dir| dir.is_absolute() && seen.insert(dir.clone()));
-    dirs.iter_mut().for_each(|dir| dir.push("kernels"));
-    dirs
-}
-
-/// jupyter_core's `jupyter_data_dir`.
-fn data_dir(var: &dyn Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    if let Some(dir) = var("JUPYTER_DATA_DIR") {
-        return Some(PathBuf::from(dir));
-    }
-    let base = match var("XDG_DATA_HOME") {
-        Some(base) => PathBuf::from(base),
-        None => PathBuf::from(var("HOME")?).join(".local/share"),
-    };
-    Some(base.join("jupyter"))
-}
-
-/// jupyter_core's `envset`.
-fn is_set(value: &OsStr) -> bool {
-    let value = value.to_string_lossy().to_lowercase();
-    !["no", "n", "false", "off", "0", "0.0"].contains(&value.as_str())
 }
 
 /// Spec folders in a folder, by their name in lower case.

@@ -8,8 +8,10 @@
 //! appears whole or not at all (written aside, then renamed); `session.json` is never changed afterwards;
 //! `status.json` is only written by the holder of `host.lock`.
 
+mod error;
 mod facts;
 mod locks;
+mod names;
 mod process;
 mod secure;
 #[cfg(test)]
@@ -21,8 +23,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::journal::record::Micros;
 
+pub use error::StateError;
 pub use facts::{SessionFacts, SessionJson, SessionState, Status, iso};
 pub use locks::{CreationGuard, HostLock};
+pub use names::{ID_CHARS, NAME_BYTES_MAX, check_name, is_id, notebook_key};
+use names::{id_from, name_from_key, unique_name};
 pub use process::ProcessId;
 pub use secure::{check_private_dir, ensure_private_dir};
 
@@ -30,86 +35,10 @@ pub use secure::{check_private_dir, ensure_private_dir};
 pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 /// What a session adds to the folder of the sockets, at most: `/<id>/link.sock`.
 const SOCKET_NAME_BYTES_MAX: usize = 1 + ID_CHARS + 1 + "link.sock".len();
-/// Characters of a session id: 36^8 of them, so a collision needs tens of thousands of kept sessions.
-pub const ID_CHARS: usize = 8;
-/// Bytes of a session's name: it stands in tables and messages.
-pub const NAME_BYTES_MAX: usize = 100;
 /// Creating a session takes milliseconds; who waits longer than this waits for a process that hangs.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a session that was created but never had a host counts as starting rather than lost.
 const HOST_START_GRACE_MICROS: Micros = 30_000_000;
-
-/// What can go wrong with the state folder, and what to do about it.
-#[derive(Debug, thiserror::Error)]
-#[allow(missing_docs)]
-pub enum StateError {
-    #[error("no session `{selector}`{}", known_sessions(.known))]
-    NotFound {
-        selector: String,
-        known: Vec<String>,
-    },
-    #[error("`{selector}` is not the only one: {}; say which with more of the id", .candidates.join(", "))]
-    Ambiguous {
-        selector: String,
-        candidates: Vec<String>,
-    },
-    #[error("{path}: {why}; {fix}")]
-    Insecure {
-        path: PathBuf,
-        why: String,
-        fix: String,
-    },
-    #[error("cannot {what} {path}: {source}")]
-    Io {
-        what: &'static str,
-        path: PathBuf,
-        source: std::io::Error,
-    },
-    #[error("`{name}` cannot name a session: {why}")]
-    BadName { name: String, why: &'static str },
-    #[error(
-        "no folder for sockets with a path short enough (a socket's path has at most {SOCKET_PATH_BYTES_MAX} bytes); \
-         tried {}; set XDG_RUNTIME_DIR to a shorter folder of your own", show_paths(.tried)
-    )]
-    NoSocketFolder { tried: Vec<PathBuf> },
-    #[error(
-        "no place for farside's state: neither FARSIDE_STATE_DIR nor XDG_STATE_HOME nor HOME is set; set FARSIDE_STATE_DIR"
-    )]
-    NoHome,
-    #[error(
-        "waited {waited_secs} s for {path}, which another farside holds; see which one with `fuser {path}`"
-    )]
-    LockTimeout { path: PathBuf, waited_secs: u64 },
-}
-
-fn known_sessions(known: &[String]) -> String {
-    if known.is_empty() {
-        "; there are no sessions (`farside new` starts one)".to_owned()
-    } else {
-        format!(
-            "; there are: {} (`farside ls --all` shows them all)",
-            known.join(", ")
-        )
-    }
-}
-
-fn show_paths(paths: &[PathBuf]) -> String {
-    paths
-        .iter()
-        .map(|p| p.display().to_string())
-        .collect::<Vec<_>>()
-        .join(", ")
-}
-
-impl StateError {
-    pub(crate) fn io(
-        what: &'static str,
-        path: impl Into<PathBuf>,
-    ) -> impl FnOnce(std::io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::Io { what, path, source }
-    }
-}
 
 /// All sessions of this user: the state folder.
 #[derive(Clone, Debug)]
@@ -525,87 +454,4 @@ pub fn now() -> Micros {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |d| d.as_micros() as Micros)
-}
-
-/// The key of a notebook: the connection file's `jupyter_session`, a relative one counted from `cwd`.
-pub fn notebook_key(jupyter_session: &str, cwd: &Path) -> String {
-    let mut path = PathBuf::new();
-    for part in cwd.join(jupyter_session).components() {
-        match part {
-            std::path::Component::ParentDir => {
-                path.pop();
-            }
-            std::path::Component::CurDir => {}
-            other => path.push(other),
-        }
-    }
-    path.to_string_lossy().into_owned()
-}
-
-/// Whether a text has the form of an id: eight of [a-z0-9], at least one a digit (so that words can be names).
-pub fn is_id(text: &str) -> bool {
-    text.len() == ID_CHARS
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit())
-        && text.bytes().any(|b| b.is_ascii_digit())
-}
-
-fn id_from(mut random: u128) -> String {
-    const ALPHABET: &[u8; 36] = b"abcdefghijklmnopqrstuvwxyz0123456789";
-    let mut id = String::with_capacity(ID_CHARS);
-    for _ in 0..ID_CHARS {
-        id.push(char::from(ALPHABET[(random % 36) as usize]));
-        random /= 36;
-    }
-    id
-}
-
-/// Refuses names that could not be typed back, or that would be read as an id.
-pub fn check_name(name: &str) -> Result<(), StateError> {
-    let why = if name.is_empty() {
-        "it is empty"
-    } else if name.len() > NAME_BYTES_MAX {
-        "it is longer than 100 bytes"
-    } else if name.contains('/') {
-        "it has a `/` in it"
-    } else if name.chars().any(char::is_control) {
-        "it has a control character in it"
-    } else if name.starts_with('-') || name.trim() != name {
-        "it begins with `-`, or begins or ends with a space"
-    } else if is_id(name) {
-        "it looks like a session's id (eight lower case letters and digits)"
-    } else {
-        return Ok(());
-    };
-    Err(StateError::BadName {
-        name: name.to_owned(),
-        why,
-    })
-}
-
-/// A notebook's file name without its ending, if that can be a name.
-fn name_from_key(key: &str) -> Option<String> {
-    let stem = Path::new(key)
-        .file_stem()?
-        .to_str()?
-        .trim()
-        .trim_start_matches('-');
-    let name: String = stem
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(NAME_BYTES_MAX / 4)
-        .collect();
-    let name = name.trim().to_owned();
-    check_name(&name).is_ok().then_some(name)
-}
-
-fn unique_name(wanted: String, taken: &[String]) -> String {
-    if !taken.contains(&wanted) {
-        return wanted;
-    }
-    (2u64..)
-        .map(|n| format!("{wanted}-{n}"))
-        .find(|name| !taken.contains(name) && !is_id(name))
-        .expect("fewer sessions than numbers")
 }
