@@ -173,10 +173,10 @@ class Launcher:
             self.jpserver = sandbox.runtime / f"jpserver-{parent}.json"
         sandbox.launchers.append(self)
 
-    def client(self, **kw: Any) -> Client:
-        """A frontend, connected and ready: kernel_info answered, iopub subscribed."""
+    def client(self, *, busy: bool = False, **kw: Any) -> Client:
+        """A frontend, connected and ready: kernel_info answered, iopub subscribed. `busy`: while a cell runs."""
         client = self.connect(**kw)
-        client.wait_ready(START_SECONDS, alive=self.running, log=self.log)
+        client.wait_ready(START_SECONDS, alive=self.running, log=self.log, busy=busy)
         return client
 
     def connect(self, **kw: Any) -> Client:

@@ -94,6 +94,7 @@ class Client:
         self.session_id = session_id or uuid.uuid4().hex
         self.username = username
         self.messages: list[Msg] = []
+        self.sent: list[str] = []
         self.context = zmq.Context()
         self.sockets: dict[str, zmq.Socket] = {}
         self.poller = zmq.Poller()
@@ -130,6 +131,7 @@ class Client:
         buffers: Sequence[bytes] = (), **header: Any,
     ) -> str:
         head = self.header(msg_type, **header)
+        self.sent.append(head["msg_id"])
         parts = [dumps(head), dumps(parent or {}), dumps(metadata or {}), dumps({} if content is None else content)]
         self.send_raw(channel, [DELIMITER, self.sign(parts), *parts, *buffers])
         return head["msg_id"]
@@ -221,26 +223,30 @@ class Client:
     def kernel_info(self, channel: str = "shell", seconds: float = 20.0) -> Msg:
         return self.reply(self.send(channel, "kernel_info_request"), seconds)
 
-    def wait_ready(self, seconds: float, alive: Callable[[], bool] = lambda: True, log: Path | None = None) -> None:
-        """As frontends do it: ask for kernel_info until it is answered on shell and anything came on iopub."""
+    def wait_ready(
+        self, seconds: float, alive: Callable[[], bool] = lambda: True, log: Path | None = None, busy: bool = False
+    ) -> None:
+        """As frontends do it: asks for kernel_info until one was answered on shell and its idle seen on iopub.
+        `busy`: a cell runs, so that no idle can come; any message on iopub will do."""
         deadline = time.monotonic() + seconds
-        asked = []
         while time.monotonic() < deadline:
             if not alive():
-                raise AssertionError(f"the kernel ended: {log.read_text()[-3000:] if log else ''}")
-            asked.append(self.send("shell", "kernel_info_request"))
+                break
+            asked = self.send("shell", "kernel_info_request")
             again = time.monotonic() + 1.0
             while (left := again - time.monotonic()) > 0:
                 self.pump(left)
-                answered = [m for m in self.messages if m.type == "kernel_info_reply"]
-                if answered and ("iopub" not in self.sockets or any(m.channel == "iopub" for m in self.messages)):
-                    # Let the last question's idle pass by, so that what follows starts clean.
-                    self.reply(asked[-1], seconds)
-                    if "iopub" in self.sockets:
-                        self.idle(asked[-1], seconds)
-                    self.messages.clear()
+                answered = any(m.channel == "shell" and m.parent_id == asked for m in self.messages)
+                subscribed = "iopub" not in self.sockets or any(
+                    m.channel == "iopub" and (busy or (m.state == "idle" and m.parent_id == asked))
+                    for m in self.messages
+                )
+                if answered and subscribed:
+                    # Earlier questions were answered before this one: what follows starts clean.
+                    if not busy:
+                        self.messages.clear()
                     return
-        raise AssertionError(f"not ready after {seconds:.0f} s: {log.read_text()[-3000:] if log else ''}")
+        raise AssertionError(f"not ready: {self.messages[-5:]} {log.read_text()[-3000:] if log else ''}")
 
     def close(self) -> None:
         self.context.destroy(linger=0)
