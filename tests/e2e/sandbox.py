@@ -34,6 +34,9 @@ END_SECONDS = 15.0
 
 FARSIDE = Path(os.environ.get("FARSIDE_BIN", "target/debug/farside")).absolute()
 
+# To hold a test against the bare engine: FARSIDE_E2E_KERNEL=python3. What tests farside's own fails then.
+KERNEL = os.environ.get("FARSIDE_E2E_KERNEL", "farside-python3")
+
 
 class Lost(AssertionError):
     """Something that a test waited for did not happen in time."""
@@ -452,7 +455,7 @@ class Sandbox:
         path.write_text(json.dumps(info))
         path.chmod(0o600)
 
-    def launch(self, kernel: str = "farside-python3", **kw: Any) -> Launcher:
+    def launch(self, kernel: str = KERNEL, **kw: Any) -> Launcher:
         return Launcher(self, kernel, **kw)
 
     def server(self, **kw: Any) -> Server:
