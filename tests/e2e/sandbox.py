@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import select
 import shutil
@@ -218,6 +219,8 @@ class Server:
         self.token = uuid.uuid4().hex
         self.log = sandbox.root / f"server-{len(sandbox.servers)}.log"
         app = ["-m", "jupyterlab"] if lab else ["-m", "jupyter_server"]
+        # A terminal as stdin: without one, the server does not ask back at the first ^C.
+        self.terminal, stdin = pty.openpty()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [
@@ -227,9 +230,9 @@ class Server:
                     f"--ServerApp.jpserver_extensions={{'jupyter_lsp': False, 'jupyter_server_terminals': False}}",
                     *args,
                 ],
-                env=sandbox.env, cwd=sandbox.work, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                start_new_session=True,
+                env=sandbox.env, cwd=sandbox.work, stdin=stdin, stdout=log, stderr=log, start_new_session=True,
             )
+        os.close(stdin)
         sandbox.servers.append(self)
         info_file = sandbox.runtime / f"jpserver-{self.process.pid}.json"
 
@@ -278,13 +281,11 @@ class Server:
         return client
 
     def stop(self, signum: int, times: int = 1, seconds: float = 30.0) -> None:
-        for _ in range(times):
+        """`times` = 2 with SIGINT: ^C, the server asks back, ^C again."""
+        for turn in range(times):
             self.process.send_signal(signum)
-            if times > 1:  # ^C asks first; the second one is the answer.
-                wait_until(
-                    lambda: self.process.poll() is not None or b"Shutdown this Jupyter server" in self.log.read_bytes(),
-                    "the server to ask back",
-                )
+            if turn + 1 < times:
+                wait_until(lambda: b"(y/[n])?" in self.log.read_bytes(), "the server to ask back")
         self.process.wait(seconds)
 
 
@@ -551,6 +552,7 @@ class Sandbox:
             if server.process.poll() is None:
                 server.process.kill()
                 server.process.wait()
+            os.close(server.terminal)
         for launcher in self.launchers:
             if launcher.parent is not None and launcher.parent.poll() is None:
                 launcher.kill_parent()

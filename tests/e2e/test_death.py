@@ -1,0 +1,235 @@
+"""Covers items 15 and 16: the engine dies, the host dies, the keeper dies, both die."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+from cells import Gated, assert_attached
+from sandbox import Launcher, Sandbox, alive, kill, wait_until
+from wire import Client
+
+# The keeper has a new host up within a second; on a loaded two-core machine the whole takes a little longer.
+ADOPT_SECONDS = 10.0
+
+DEATHS = {
+    "os._exit": ("import os; print('before', flush=True); os._exit(3)", ["3"]),
+    "exit code 0": ("import os; print('before', flush=True); os._exit(0)", ["0"]),
+    "segfault": ("import ctypes; print('before', flush=True); ctypes.string_at(0)", ["11", "SEGV"]),
+    "abort": ("import os; print('before', flush=True); os.abort()", ["6", "ABRT"]),
+    "kill -9": ("import os; print('before', flush=True); os.kill(os.getpid(), 9)", ["9", "KILL"]),
+}
+
+
+@pytest.mark.parametrize("how", DEATHS)
+def test_the_engine_dies_and_says_how(sandbox: Sandbox, client: Client, how: str) -> None:
+    code, marks = DEATHS[how]
+    client.run("lost = 1")
+    session = sandbox.session()
+    # ipykernel flushes a stream every 0.2 s: wait until the output is out, then let it die.
+    cell = Gated(sandbox, before=1, after=0, ending=code)
+    sent = [client.execute(cell.code), client.execute("never = 'runs'"), client.send("shell", "inspect_request", {"code": "zip", "cursor_pos": 3})]
+    client.wait_text(sent[0], "line 0\n")
+    cell.open()
+    for msg_id in sent:
+        reply = client.reply(msg_id)
+        assert reply.content["status"] in ("error", "aborted"), reply
+        client.idle(msg_id)
+    died = client.reply(sent[0]).content
+    assert died["status"] == "error"
+    said = f"{died['ename']} {died['evalue']} {died['traceback']}"
+    assert any(mark in said for mark in marks), said
+    [error] = [m for m in client.of(sent[0]) if m.type == "error"]
+    assert error.content["evalue"] == died["evalue"]
+    # Outputs up to then are kept.
+    executions = sandbox.executions(session["id"])
+    assert [e["state"] for e in executions][:2] == ["ok", "error"]
+    assert "line 0" in sandbox.cli("logs", session["id"], "2", check=True)[1]
+    [ended] = [r for r in sandbox.records(session["id"]) if "engine_ended" in str(r)]
+    assert any(mark in str(ended) for mark in marks), ended
+
+    # The next execute starts a fresh engine, after saying so.
+    fresh = client.run("print('fresh')", seconds=45)
+    assert fresh.reply.content["status"] == "ok"
+    assert "fresh\n" in fresh.text
+    told = [m for m in fresh.iopub if m.type == "stream" and m.content["name"] == "stderr"]
+    assert told, fresh.iopub
+    assert fresh.iopub.index(told[0]) < next(i for i, m in enumerate(fresh.iopub) if "fresh" in str(m.content.get("text", "")))
+    assert client.value("'lost' in dir()") == "False"
+    after = sandbox.session()
+    assert after["id"] == session["id"]
+    assert after["engine_pid"] != session["engine_pid"]
+    # One session id for all that this frontend got, also across engines.
+    assert len({m.header["session"] for m in client.messages}) == 1
+
+
+def test_the_engine_dies_while_nobody_is_there(sandbox: Sandbox) -> None:
+    key = str(sandbox.work / "n.ipynb")
+    launcher = sandbox.launch(jupyter_session=key)
+    client = launcher.client()
+    cell = Gated(sandbox, before=1, after=0, ending="os._exit(5)")
+    cell.start(client)
+    session = sandbox.session()
+    launcher.kill()
+    cell.open()
+    wait_until(lambda: sandbox.executions(session["id"])[-1]["state"] == "error", "the execution to be an error")
+    again = sandbox.launch(jupyter_session=key).client(busy=True)
+    attached = again.run("%farside attach")
+    assert attached.text == "line 0\n"
+    assert attached.reply.content["status"] == "error"
+    assert "5" in attached.reply.content["evalue"]
+    assert again.run("1", seconds=45).reply.content["status"] == "ok"
+
+
+def test_a_killed_idle_engine_is_replaced_at_the_next_execute(sandbox: Sandbox, client: Client) -> None:
+    client.run("x = 1")
+    session = sandbox.session()
+    kill(session["engine_pid"])
+    result = client.run("print('x' in dir())", seconds=45)
+    assert result.text.endswith("False\n")
+    assert sandbox.session()["id"] == session["id"]
+
+
+@pytest.mark.parametrize("attached", [True, False], ids=["with a launcher", "with nobody attached"])
+def test_the_host_is_killed_while_a_cell_prints(sandbox: Sandbox, attached: bool) -> None:
+    key = str(sandbox.work / "n.ipynb")
+    launcher = sandbox.launch(jupyter_session=key)
+    client = launcher.client()
+    client.run("kept = 1")
+    cell = Gated(sandbox)
+    original = cell.start(client)
+    session = sandbox.session()
+    if not attached:
+        launcher.kill()
+        sandbox.wait_session(lambda s: not s["attached"], "detached")
+    kill(session["host_pid"])
+    adopted = sandbox.wait_session(
+        lambda s: s["host_pid"] not in (None, session["host_pid"]) and s["state"] == "busy",
+        "a new host that has adopted the engine", seconds=ADOPT_SECONDS,
+    )
+    assert adopted["engine_pid"] == session["engine_pid"]
+    assert alive(session["engine_pid"])
+    cell.open()
+    sandbox.wait_session(lambda s: s["state"] == "idle", "the cell to end")
+    assert [e["state"] for e in sandbox.executions(session["id"])] == ["ok", "ok"]
+    assert [r for r in sandbox.records(session["id"]) if "gap" in str(r).lower()], "no record of the gap"
+    if attached:
+        # The attached launcher goes on by itself: reply, idle, and what was printed after the gap.
+        mine = client.result(original)
+        assert mine.reply.content["status"] == "ok"
+        assert mine.text.startswith(cell.first)
+        frontend = client
+    else:
+        frontend = sandbox.launch(jupyter_session=key).client()
+    assert frontend.value("kept") == "1"
+    assert frontend.run("print('goes on')").text == "goes on\n"
+    replay = frontend.run("%farside attach 2")
+    assert replay.text.startswith(cell.first)
+    # Everything that was printed once the new host was there.
+    assert f"line {cell.before + cell.after - 1}\n" in replay.text
+
+
+def test_the_keeper_is_killed_and_nothing_is_felt(sandbox: Sandbox, client: Client) -> None:
+    cell = Gated(sandbox)
+    original = cell.start(client)
+    session = sandbox.session()
+    keeper = sandbox.keeper_pid(session)
+    assert keeper not in (1, os.getpid())
+    kill(keeper)
+    assert client.kernel_info().content["status"] == "ok"
+    cell.open()
+    result = client.result(original)
+    assert result.text == cell.text
+    after = sandbox.session()
+    assert (after["host_pid"], after["engine_pid"]) == (session["host_pid"], session["engine_pid"])
+    # It was replaced: the next host's death is as harmless as ever.
+    wait_until(lambda: keeper_of(sandbox) not in (None, keeper), "a new keeper", ADOPT_SECONDS)
+    kill(session["host_pid"])
+    sandbox.wait_session(
+        lambda s: s["host_pid"] not in (None, session["host_pid"]) and s["state"] == "idle", "a new host", seconds=ADOPT_SECONDS
+    )
+    assert client.run("print('goes on')").text == "goes on\n"
+
+
+def keeper_of(sandbox: Sandbox) -> int | None:
+    """A keeper of this sandbox, told by its command line: a replaced one is not the host's parent."""
+    found = [pid for pid, command in sandbox.processes().items() if " keeper" in command]
+    return found[0] if found else None
+
+
+@pytest.mark.parametrize("by", ["launcher", "command line"])
+def test_keeper_and_host_are_killed_together(sandbox: Sandbox, by: str) -> None:
+    key = str(sandbox.work / "n.ipynb")
+    launcher = sandbox.launch(jupyter_session=key)
+    client = launcher.client()
+    client.run("kept = 1")
+    cell = Gated(sandbox)
+    cell.start(client)
+    session = sandbox.session()
+    launcher.kill()
+    keeper, host = sandbox.keeper_pid(session), session["host_pid"]
+    # Stopped first, so that neither sees the other go.
+    os.kill(keeper, signal.SIGSTOP)
+    kill(host)
+    kill(keeper)
+    assert alive(session["engine_pid"])
+    if by == "launcher":
+        frontend = sandbox.launch(jupyter_session=key).client(busy=True)
+    else:
+        sandbox.cli("interrupt", session["id"], check=True)
+        frontend = None
+    adopted = sandbox.wait_session(lambda s: s["host_pid"] not in (None, host) and s["state"] in ("busy", "idle"), "a new pair", seconds=ADOPT_SECONDS)
+    assert adopted["engine_pid"] == session["engine_pid"]
+    cell.open()
+    sandbox.wait_session(lambda s: s["state"] == "idle", "the cell to end")
+    frontend = frontend or sandbox.launch(jupyter_session=key).client()
+    assert frontend.value("kept") == "1"
+    assert frontend.run("%farside attach 2").text.startswith(cell.first)
+
+
+def test_what_the_engine_left_behind_goes_with_the_session(sandbox: Sandbox, client: Client) -> None:
+    client.run("import subprocess; p = subprocess.Popen(['sleep', '1000'], start_new_session=True)")
+    child = int(client.value("p.pid"))
+    session = sandbox.session()
+    sandbox.cli("stop", session["id"], check=True)
+    wait_until(lambda: not alive(child), "the engine's child to be gone")
+
+
+def test_every_execution_a_frontend_saw_output_of_is_in_the_journal(sandbox: Sandbox) -> None:
+    """Append before publish, with the host killed at a moment of nobody's choosing."""
+    key = str(sandbox.work / "n.ipynb")
+    launcher = sandbox.launch(jupyter_session=key)
+    client = launcher.client()
+    running = client.execute("import itertools, time\nfor i in itertools.count():\n    print(i, flush=True); time.sleep(0.0005)")
+    client.wait_text(running, "200\n")
+    session = sandbox.session()
+    kill(session["host_pid"])
+    # What had been sent by then is on its way or here.
+    while client.pump(0.2):
+        if any("5000\n" in m.content.get("text", "") for m in client.of(running)):
+            break
+    seen = "".join(m.content["text"] for m in client.of(running) if m.type == "stream")
+    sandbox.wait_session(lambda s: s["host_pid"] not in (None, session["host_pid"]), "a new host", seconds=ADOPT_SECONDS)
+    sandbox.cli("interrupt", session["id"], check=True)
+    client.result(running)
+    kept = sandbox.cli("logs", session["id"], "1", check=True)[1]
+    for line in seen.splitlines():
+        assert f"{line}\n" in kept, f"{line!r} was shown and is not in the journal"
+
+
+def test_attach_to_a_lost_session_is_honest(sandbox: Sandbox, launcher: Launcher, client: Client) -> None:
+    """All three processes gone at once, as after a power cut: the executions are there, the session is lost."""
+    cell = Gated(sandbox)
+    cell.start(client)
+    session = sandbox.session()
+    launcher.kill()
+    keeper = sandbox.keeper_pid(session)
+    os.kill(keeper, signal.SIGSTOP)
+    for pid in (session["host_pid"], session["engine_pid"], keeper):
+        kill(pid)
+    lost = sandbox.session(session["id"])
+    assert lost["state"] == "lost", lost
+    assert lost["end_reason"].startswith("host_lost")
+    assert [e["state"] for e in sandbox.executions(session["id"])] == ["lost"]
+    assert sandbox.cli("logs", session["id"], check=True)[1].startswith(cell.first)
