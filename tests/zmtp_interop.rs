@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -255,6 +255,12 @@ impl Python {
             println!("skipped: FARSIDE_TEST_PYTHON names no Python with pyzmq");
             return None;
         };
+        let import = Command::new(&python).args(["-c", "import zmq"]).status();
+        assert!(
+            import.as_ref().is_ok_and(ExitStatus::success),
+            "FARSIDE_TEST_PYTHON={} cannot import zmq: {import:?}",
+            python.display()
+        );
         let child = Command::new(&python)
             .args([
                 concat!(env!("CARGO_MANIFEST_DIR"), "/tests/zmtp_peer.py"),
