@@ -189,8 +189,9 @@ fn open_existing(dir: &Path) -> Result<Option<Connection>, rusqlite::Error> {
         return Ok(None);
     }
     let connection = Connection::open(path)?;
-    let usable = sql::has_schema(&connection)? && sql::is_sound(&connection)?;
+    // Before anything else: a reader that is at it just now must not look like damage.
     sql::prepare(&connection)?;
+    let usable = sql::has_schema(&connection)? && sql::is_sound(&connection)?;
     Ok(usable.then_some(connection))
 }
 

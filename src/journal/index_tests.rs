@@ -322,3 +322,18 @@ fn the_index_belongs_to_the_user_alone_and_can_move_to_a_thread() {
     }
     assert_eq!(all(&index).len(), 3);
 }
+
+/// A mistaken "damaged" would throw the index away under a reader.
+#[test]
+fn an_index_that_is_being_read_is_opened_and_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_writer, _) = write(dir.path(), &session());
+    let expected = all(&grown(dir.path()));
+    let reader = Connection::open(dir.path().join(FILE_NAME)).unwrap();
+    reader
+        .execute_batch("BEGIN; SELECT count(*) FROM executions;")
+        .unwrap();
+    let mut index = Index::open(dir.path()).unwrap();
+    assert_eq!(all(&index), expected);
+    assert_eq!(index.catch_up().unwrap(), 0);
+}

@@ -105,7 +105,11 @@ impl Writer {
             }
             None => {
                 recovered.cut_bytes = 0;
-                writer.start_segment(next, recovered.next_seq)?;
+                match writer.start_segment(next, recovered.next_seq) {
+                    Err(error) if next == 1 => return Err(error),
+                    // The disk may be full; that does not end a session that lives. The next append tries again.
+                    Ok(()) | Err(_) => {}
+                }
             }
         }
         Ok((writer, recovered))
