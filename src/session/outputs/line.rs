@@ -46,10 +46,22 @@ impl OpenLine {
     /// Text that brings an empty line into this state, cursor included, so that what follows live has the same
     /// effect as it had on the original.
     pub fn replay(&self) -> String {
+        let (left, right) = self.units.split_at(self.cursor);
         let mut text = to_string(&self.units);
-        if self.cursor < self.units.len() {
-            text.push('\r');
-            text.push_str(&to_string(&self.units[..self.cursor]));
+        match (left.last(), right.first()) {
+            (_, None) => {}
+            // `\b` can leave the cursor within a pair, and only `\b` gets it there: one that joins the halves of two.
+            (Some(&high @ 0xD800..0xDC00), Some(&low @ 0xDC00..0xE000)) => {
+                let to_pair = to_string(left[..left.len() - 1].iter().chain(&[high, low]));
+                text = to_pair.clone() + &to_string([high, low].iter().chain(&right[1..]));
+                text.push('\r');
+                text.push_str(&to_pair);
+                text.push('\x08');
+            }
+            _ => {
+                text.push('\r');
+                text.push_str(&to_string(left));
+            }
         }
         text
     }
@@ -156,8 +168,11 @@ impl OpenLine {
 
 /// A half of a surrogate pair, left behind where `\b` or an overwrite took its other half, is shown as U+FFFD by
 /// browsers, and has no place in UTF-8.
-fn to_string(units: &[u16]) -> String {
-    String::from_utf16_lossy(units)
+fn to_string<'a>(units: impl IntoIterator<Item = &'a u16>) -> String {
+    let chars = char::decode_utf16(units.into_iter().copied());
+    chars
+        .map(|c| c.unwrap_or(char::REPLACEMENT_CHARACTER))
+        .collect()
 }
 
 /// `text` in pieces of at most `bytes_max` bytes (or one character), cut between characters.
@@ -259,6 +274,8 @@ mod tests {
             ("ab", "ab"),
             ("a\r\n", ""),
             ("\r", ""),
+            // The cursor between the halves of the second emoji.
+            ("x😀😁y\rx😀\x08", "x😁😁y\rx😁\x08"),
         ] {
             assert_eq!(shown(&[text]).1.replay(), replay, "{text:?}");
         }

@@ -73,6 +73,10 @@ impl Cell {
             }
             Kind::Update { id } => self.update(id.as_deref(), content),
             Kind::Comm(_) | Kind::Frame | Kind::Aside => {}
+            // Not in this cell, but what is in it under the same id is updated, as nbclient has it.
+            Kind::Display { id } | Kind::Result { id } if !self.captured_by.is_empty() => {
+                self.update(id.as_deref(), content);
+            }
             _ if !self.captured_by.is_empty() => {}
             Kind::Stream { name, text } => self.stream(&name, &text),
             Kind::Display { id } | Kind::Result { id } => self.output(msg_type, id, content),
