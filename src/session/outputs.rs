@@ -79,8 +79,9 @@ impl Default for Limits {
                 rich_bytes: 3 << 20,
                 messages: 600,
             },
-            // No terminal and no progress bar has lines of this length; twice this many units are 1 MiB.
-            line_units_max: 256 << 10,
+            // No terminal and no progress bar has lines of this length; a `\b` near the start of one moves all of
+            // it, which stays a matter of microseconds.
+            line_units_max: 64 << 10,
         }
     }
 }
