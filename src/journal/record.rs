@@ -145,6 +145,13 @@ pub enum Note {
         /// Its process id.
         pid: u32,
     },
+    /// The engine answered kernel_info for the first time: it is ready.
+    EngineReady {
+        /// Which engine of this session.
+        generation: u32,
+        /// Its kernel_info_reply's content, as it said it.
+        info: serde_json::Value,
+    },
     /// The engine process ended.
     EngineEnded {
         /// Which engine of this session.
@@ -200,6 +207,8 @@ pub enum Note {
         parent: String,
         /// The execution attached to.
         n: ExecutionNumber,
+        /// The seq of that execution's request: where a reader begins to look for its outputs.
+        first_seq: u64,
     },
     /// That attachment is over.
     AttachEnded {

@@ -1,0 +1,111 @@
+//! Attaching: a request that gets the outputs of an earlier execution.
+//!
+//! The core says when it begins and ends; the outputs themselves are made by each reader from the journal, at its
+//! own speed ([`super::view`]).
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::core::{Core, Lookup};
+use super::event::{PastExecution, Query, Selector};
+use super::state::{Asked, Attachment};
+use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
+use crate::wire::{Channel, Message};
+
+impl Core {
+    pub(super) fn attach(&mut self, client: ClientId, message: Message, selector: Selector) {
+        let asked = Asked::new(client, Channel::Shell, &message);
+        self.emit(Body::Request { channel: Channel::Shell, client, execution: 0, message });
+        let live = match &selector {
+            Selector::Latest => self.state.running().map(|(n, _)| n),
+            Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
+            Selector::MsgId(msg_id) => {
+                self.state.execution_of(msg_id).filter(|n| self.state.live.contains_key(n))
+            }
+        };
+        match live {
+            Some(n) => self.attach_to_live(&asked, n),
+            None => self.lookup(Lookup::Attach(asked), Query::Execution(selector)),
+        }
+    }
+
+    fn attach_to_live(&mut self, asked: &Asked, n: ExecutionNumber) {
+        let Some(execution) = self.state.live.get(&n) else { return };
+        let (first_seq, waiting) = (execution.first_seq, execution.state == ExecutionState::WaitingInput);
+        self.begin_attachment(asked, n, first_seq);
+        if waiting && let Some(input) = self.state.input.clone() {
+            let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
+            self.ask(asked, n, &content);
+        }
+        self.still_busy(asked.client);
+    }
+
+    pub(super) fn attach_to_past(&mut self, asked: Asked, found: Option<Box<PastExecution>>) {
+        let Some(past) = found else {
+            self.magic_error(
+                &asked,
+                "UnknownExecution",
+                "there is no such execution in this session. `%farside history` lists those there are.",
+            );
+            return;
+        };
+        let n = past.summary.n;
+        if self.state.live.contains_key(&n) {
+            self.attach_to_live(&asked, n);
+            return;
+        }
+        self.begin_attachment(&asked, n, past.first_seq);
+        let content = past
+            .reply_content
+            .and_then(|content| serde_json::from_slice(&content).ok())
+            .unwrap_or_else(|| lost_reply(&past.summary));
+        let msg_id = super::state::header_id(&asked.header);
+        self.end_attachment(&Attachment { msg_id, asked, n }, &content);
+    }
+
+    fn begin_attachment(&mut self, asked: &Asked, n: ExecutionNumber, first_seq: u64) {
+        self.status(asked, "busy");
+        self.note(Note::Attach { client: asked.client, parent: asked.header.clone(), n, first_seq });
+    }
+
+    /// The original's reply, idle, and, if another execution runs, its busy.
+    pub(super) fn end_attachment(&mut self, attachment: &Attachment, reply_content: &Value) {
+        let Attachment { msg_id, asked, .. } = attachment;
+        self.note(Note::AttachEnded { client: asked.client, msg_id: msg_id.clone() });
+        self.reply(asked, 0, "execute_reply", reply_content);
+        self.answered(asked);
+    }
+
+    /// Whether a request waits for a look-up of ours rather than for the engine.
+    pub(super) fn is_looked_up(&self, asked: &Asked) -> bool {
+        self.lookups.values().any(|lookup| {
+            let (Lookup::Attach(other) | Lookup::History(other) | Lookup::List(other)) = lookup;
+            other.header == asked.header
+        })
+    }
+}
+
+/// The reply of an execution that never got one.
+fn lost_reply(summary: &super::event::ExecutionSummary) -> Value {
+    match summary.state {
+        ExecutionState::Ok => json!({ "status": "ok", "execution_count": null, "payload": [], "user_expressions": {} }),
+        state => {
+            let evalue = format!("execution {} ended as {} without a reply", summary.n, state.name());
+            super::engine::error_content("ExecutionLost", &evalue)
+        }
+    }
+}
+
+/// `metadata.farside.attach`, where the request has it.
+pub(super) fn wanted_attachment(metadata: &[u8]) -> Option<Selector> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        farside: Option<Farside>,
+    }
+    #[derive(Deserialize)]
+    struct Farside {
+        attach: Option<String>,
+    }
+    let attach = serde_json::from_slice::<Metadata>(metadata).ok()?.farside?.attach?;
+    Some(Selector::MsgId(attach))
+}

@@ -1,0 +1,365 @@
+//! The session's state machine: events in, effects out, no waiting, no clock, no randomness.
+//!
+//! Owns: who asked what, executions and their states, the kernel_info cache, attachments, the busy/idle truth,
+//! magics, the engine's lifecycle. Refuses to know: sockets, files, tasks.
+//!
+//! Invariants: every message to a frontend is an [`Effect::Record`] first (append before publish); each request
+//! that expects a reply gets exactly one; all durable state changes through [`State::apply`], on records.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+
+use serde_json::{Value, json};
+
+use super::event::{Effect, Event, ExecutionSummary};
+use super::ids::Ids;
+use super::state::{Asked, State};
+use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
+use crate::wire::message::HeaderFields;
+use crate::wire::{Channel, Message};
+
+/// How many requests' msg_ids are remembered to know one that is sent again after the link was lost.
+const SEEN_MAX: usize = 8192;
+
+/// What never changes in a session.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Session id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// Kernelspec name of the engine.
+    pub engine: String,
+    /// How the engine wants to be interrupted: `interrupt_request`, or else SIGINT.
+    pub interrupt_by_message: bool,
+    /// The one `header.session` of all that frontends get.
+    pub session_id: String,
+    /// farside's version.
+    pub version: String,
+}
+
+/// Where the engine stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Engine {
+    /// None was started, or it could not be; requests start one.
+    Absent {
+        /// Why, where one should be there.
+        why: Option<String>,
+    },
+    /// Its process or its sockets are not there yet; what is for it waits in the outbox.
+    Starting,
+    /// It gets what is sent.
+    Connected,
+    /// It was told to end.
+    Stopping(Then),
+}
+
+/// What comes after the engine has ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Then {
+    /// A new one.
+    Restart,
+    /// The end of the session, for this reason.
+    End(String),
+}
+
+/// Whom a look-up was for.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    /// Attach this request.
+    Attach(Asked),
+    /// Print the executions for this magic.
+    History(Asked),
+    /// Answer this farside_list_request.
+    List(Asked),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Core {
+    pub(super) facts: Facts,
+    pub(super) state: State,
+    pub(super) engine: Engine,
+    pub(super) now: Micros,
+    pub(super) ids: Ids,
+    next_seq: u64,
+    effects: Vec<Effect>,
+    /// For the engine once it is connected.
+    pub(super) outbox: Vec<(Channel, Message)>,
+    /// kernel_info_requests that came before the engine answered its first.
+    pub(super) awaiting_info: Vec<Asked>,
+    /// Our own kernel_info_requests to the engine: what belongs to them goes to no frontend.
+    pub(super) probes: HashSet<String>,
+    /// Executions that were live at an adoption: the probe's end is theirs.
+    pub(super) adopted: Option<Adoption>,
+    pub(super) lookups: HashMap<u64, Lookup>,
+    next_lookup: u64,
+    seen: HashSet<String>,
+    seen_order: VecDeque<String>,
+    journal_failing: bool,
+}
+
+/// The probe that tells when an adopted engine has done all that was sent before.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    pub(super) probe: String,
+    /// The seq at which it was adopted: later executions went to it over our own sockets.
+    pub(super) at: u64,
+    pub(super) replied: bool,
+    pub(super) idle: bool,
+}
+
+impl Core {
+    /// A core whose state is what `records` say (none: a new session). `next_seq`: of its first record;
+    /// `nonce`: unique to this host.
+    pub fn new<'a>(facts: Facts, nonce: String, records: impl IntoIterator<Item = &'a Record>, next_seq: u64) -> Self {
+        let mut state = State::default();
+        for record in records {
+            state.apply(record);
+        }
+        let engine = match state.generation {
+            0 => Engine::Absent { why: None },
+            _ if state.engine_pid.is_some() => Engine::Starting,
+            _ => Engine::Absent { why: Some("the engine had ended".into()) },
+        };
+        Self {
+            facts,
+            state,
+            engine,
+            now: 0,
+            ids: Ids::new(nonce),
+            next_seq,
+            effects: Vec::new(),
+            outbox: Vec::new(),
+            awaiting_info: Vec::new(),
+            probes: HashSet::new(),
+            adopted: None,
+            lookups: HashMap::new(),
+            next_lookup: 0,
+            seen: HashSet::new(),
+            seen_order: VecDeque::new(),
+            journal_failing: false,
+        }
+    }
+
+    /// Takes one event in at wall time `now`; the effects are to be carried out in order.
+    pub fn handle(&mut self, event: Event, now: Micros) -> Vec<Effect> {
+        self.now = now;
+        match event {
+            Event::ClientAttached { client, kind, pid } => self.note(Note::ClientAttached { client, kind, pid }),
+            Event::ClientDetached { client, why } => {
+                if self.state.clients.contains_key(&client) {
+                    self.note(Note::ClientDetached { client, why });
+                }
+            }
+            Event::Request { client, channel, message } => self.on_request(client, channel, message),
+            Event::EngineStarted { generation, pid } => self.note(Note::EngineStarted { generation, pid }),
+            Event::EngineConnected { generation } => self.on_engine_connected(generation),
+            Event::EngineMessage { channel, message } => self.on_engine_message(channel, message),
+            Event::EngineEnded { generation, end, why } => self.on_engine_ended(generation, end, why),
+            Event::EngineFailed { generation, why } => self.on_engine_failed(generation, why),
+            Event::Adopted { gap_from, why } => self.on_adopted(gap_from, why),
+            Event::Answer { id, answer } => self.on_answer(id, answer),
+            Event::Command { id, client, command } => self.on_command(id, client, command),
+            Event::JournalFailed { why } => self.on_journal_failed(&why),
+            Event::JournalHealed { from } => {
+                self.journal_failing = false;
+                let why = "the journal could not be written".into();
+                self.note(Note::Gap { from, until: now, why });
+            }
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The first records of a host: of a session that begins here, and of every host.
+    pub fn open(&mut self, pid: u32, now: Micros) -> Vec<Effect> {
+        self.now = now;
+        if self.next_seq == 1 {
+            let Facts { id, name, engine, .. } = self.facts.clone();
+            self.note(Note::SessionStarted { id, name, engine });
+        }
+        let version = self.facts.version.clone();
+        self.note(Note::HostStarted { pid, version });
+        if self.state.generation == 0 {
+            self.start_engine();
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    /// The state as a record that recovery can begin at.
+    pub fn checkpoint(&mut self, now: Micros) -> Vec<Effect> {
+        self.now = now;
+        // Serializing our own maps of strings and numbers cannot fail.
+        let state = serde_json::to_value(&self.state).unwrap_or(Value::Null);
+        self.note(Note::Checkpoint { state });
+        std::mem::take(&mut self.effects)
+    }
+
+    /// What the records say.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The session's state, in the contract's words.
+    pub fn session_state(&self) -> &'static str {
+        if self.state.ended.is_some() {
+            return "ended";
+        }
+        if self.state.live.values().any(|execution| execution.state == ExecutionState::WaitingInput) {
+            return "waiting_input";
+        }
+        if !self.state.live.is_empty() {
+            return "busy";
+        }
+        match self.engine {
+            Engine::Starting if self.state.info.is_none() => "starting",
+            Engine::Absent { why: None } => "starting",
+            _ => "idle",
+        }
+    }
+
+    pub(super) fn effect(&mut self, effect: Effect) {
+        self.effects.push(effect);
+    }
+
+    /// Numbers a record, folds it into the state and hands it to the driver.
+    pub(super) fn emit(&mut self, body: Body) {
+        let record = Record { seq: self.next_seq, time: self.now, body };
+        self.next_seq += 1;
+        self.state.apply(&record);
+        self.effects.push(Effect::Record(record));
+    }
+
+    pub(super) fn note(&mut self, note: Note) {
+        self.emit(Body::Note(note));
+    }
+
+    pub(super) fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    pub(super) fn execution_state(&mut self, n: ExecutionNumber, state: ExecutionState, reason: Option<String>) {
+        let msg_id = self.state.live.get(&n).map(|execution| execution.msg_id.clone()).unwrap_or_default();
+        self.note(Note::Execution { n, msg_id, state, reason });
+    }
+
+    /// A message of our own.
+    pub(super) fn message(&mut self, msg_type: &str, parent: &str, content: &Value) -> Message {
+        let msg_id = self.ids.fresh();
+        own_message(&self.facts.session_id, &msg_id, msg_type, self.now, parent, content)
+    }
+
+    /// Publishes a message of our own; to all, or to one client's subscribers.
+    pub(super) fn publish(
+        &mut self,
+        client: Option<ClientId>,
+        execution: ExecutionNumber,
+        msg_type: &str,
+        parent: &str,
+        content: &Value,
+    ) {
+        let message = self.message(msg_type, parent, content);
+        self.emit(Body::Iopub { client, execution, message });
+    }
+
+    pub(super) fn status(&mut self, asked: &Asked, execution_state: &str) {
+        let content = json!({ "execution_state": execution_state });
+        self.publish(Some(asked.client), 0, "status", &asked.header, &content);
+    }
+
+    /// Sends a reply of our own to who asked.
+    pub(super) fn reply(&mut self, asked: &Asked, execution: ExecutionNumber, msg_type: &str, content: &Value) {
+        let mut message = self.message(msg_type, &asked.header, content);
+        message.identities = asked.identities.iter().map(|identity| identity.clone().into()).collect();
+        self.emit(Body::Reply { channel: asked.channel, client: asked.client, execution, message });
+    }
+
+    /// The end of an answer given by farside: idle for the request, and, where the engine works, the running
+    /// execution's busy after it. Frontends keep one status for the whole kernel: without the second one the idle
+    /// of a `%farside status` would show a busy engine as idle.
+    pub(super) fn answered(&mut self, asked: &Asked) {
+        self.status(asked, "idle");
+        self.still_busy(asked.client);
+    }
+
+    /// Tells a client that the engine works, if it does.
+    pub(super) fn still_busy(&mut self, client: ClientId) {
+        if let Some((_, execution)) = self.state.running() {
+            let header = execution.asked.header.clone();
+            self.publish(Some(client), 0, "status", &header, &json!({ "execution_state": "busy" }));
+        }
+    }
+
+    pub(super) fn lookup(&mut self, lookup: Lookup, query: super::event::Query) {
+        self.next_lookup += 1;
+        self.lookups.insert(self.next_lookup, lookup);
+        let id = self.next_lookup;
+        self.effect(Effect::Query(id, query));
+    }
+
+    /// Whether this request was here before: a launcher sends again what was not acknowledged on a lost link.
+    pub(super) fn seen_before(&mut self, msg_id: &str) -> bool {
+        if self.state.execution_of(msg_id).is_some() || self.state.pending.contains_key(msg_id) {
+            return true;
+        }
+        if !self.seen.insert(msg_id.to_owned()) {
+            return true;
+        }
+        self.seen_order.push_back(msg_id.to_owned());
+        if self.seen_order.len() > SEEN_MAX
+            && let Some(oldest) = self.seen_order.pop_front()
+        {
+            self.seen.remove(&oldest);
+        }
+        false
+    }
+
+    /// Executions in the making as lists show them.
+    pub fn live_summaries(&self) -> Vec<ExecutionSummary> {
+        self.state
+            .live
+            .iter()
+            .map(|(n, execution)| ExecutionSummary {
+                n: *n,
+                msg_id: execution.msg_id.clone(),
+                cell_id: None,
+                code: String::new(),
+                state: execution.state,
+                started: execution.started,
+                ended: None,
+            })
+            .collect()
+    }
+
+    fn on_journal_failed(&mut self, why: &str) {
+        if std::mem::replace(&mut self.journal_failing, true) {
+            return;
+        }
+        let text = format!(
+            "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
+             until there is room again.\n"
+        );
+        let parent = self.state.running().map(|(n, execution)| (n, execution.asked.header.clone()));
+        let (n, header) = parent.unwrap_or((0, "{}".into()));
+        self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+    }
+}
+
+/// A whole message of farside's own making; identities are the caller's to add.
+pub(super) fn own_message(
+    session_id: &str,
+    msg_id: &str,
+    msg_type: &str,
+    now: Micros,
+    parent: &str,
+    content: &Value,
+) -> Message {
+    let header = HeaderFields { msg_id, msg_type, session_id, username: "farside", date: now };
+    Message {
+        identities: Vec::new(),
+        header: header.to_json(),
+        parent_header: bytes::Bytes::copy_from_slice(parent.as_bytes()),
+        metadata: bytes::Bytes::from_static(b"{}"),
+        content: content.to_string().into(),
+        buffers: Vec::new(),
+    }
+}

@@ -1,0 +1,318 @@
+//! The core's engine side: its messages, its life and death.
+
+use serde_json::{Value, json};
+
+use super::core::{Adoption, Core, Engine, Then};
+use super::event::Effect;
+use super::state::{Asked, is_idle};
+use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Micros, Note, ProcessEnd};
+use crate::wire::message::with_session_id;
+use crate::wire::{Channel, Message};
+
+impl Core {
+    pub(super) fn start_engine(&mut self) {
+        self.engine = Engine::Starting;
+        let generation = self.state.generation + 1;
+        self.effect(Effect::StartEngine { generation });
+    }
+
+    pub(super) fn on_engine_connected(&mut self, generation: u32) {
+        if generation != self.state.generation || matches!(self.engine, Engine::Stopping(_)) {
+            return;
+        }
+        self.engine = Engine::Connected;
+        let probe = self.message("kernel_info_request", "{}", &json!({}));
+        if let Ok(header) = probe.header() {
+            let msg_id = header.msg_id.into_owned();
+            if let Some(adoption) = &mut self.adopted {
+                adoption.probe.clone_from(&msg_id);
+            }
+            self.probes.insert(msg_id);
+        }
+        self.effect(Effect::ToEngine(Channel::Shell, probe));
+        for (channel, message) in std::mem::take(&mut self.outbox) {
+            self.effect(Effect::ToEngine(channel, message));
+        }
+    }
+
+    pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message) {
+        let Ok(header) = message.header() else {
+            tracing::warn!(?channel, "the engine sent a message without a readable header; dropped");
+            return;
+        };
+        let msg_type = header.msg_type.clone().into_owned();
+        let parent_id = message.parent().map(|parent| parent.msg_id.into_owned()).unwrap_or_default();
+        if self.probes.contains(&parent_id) {
+            self.on_probe_message(channel, &msg_type, &parent_id, &message);
+            return;
+        }
+        message.header = with_session_id(&message.header, &self.facts.session_id);
+        match channel {
+            Channel::Iopub => self.on_iopub(&msg_type, &parent_id, message),
+            Channel::Stdin => self.on_input_request(&parent_id, message),
+            Channel::Shell | Channel::Control => self.on_reply(channel, &parent_id, message),
+        }
+    }
+
+    fn on_iopub(&mut self, msg_type: &str, parent_id: &str, message: Message) {
+        if msg_type == "iopub_welcome" {
+            // To us as its subscriber; each frontend gets one of its own.
+            return;
+        }
+        let n = self.state.execution_of(parent_id).unwrap_or(0);
+        let queued = self.state.live.get(&n).is_some_and(|execution| execution.state == ExecutionState::Queued);
+        if queued && (msg_type == "execute_input" || (msg_type == "status" && !is_idle(&message.content))) {
+            self.execution_state(n, ExecutionState::Running, None);
+        }
+        self.emit(Body::Iopub { client: None, execution: n, message });
+        if msg_type == "status" {
+            self.finish_if_done(n);
+        }
+    }
+
+    fn on_reply(&mut self, channel: Channel, parent_id: &str, mut message: Message) {
+        let n = self.state.execution_of(parent_id).unwrap_or(0);
+        let asked = match self.state.live.get(&n) {
+            Some(execution) if execution.reply.is_none() => Some(&execution.asked),
+            Some(_) => None,
+            None => self.state.pending.get(parent_id),
+        };
+        let Some(Asked { client, identities, .. }) = asked else {
+            tracing::debug!(parent_id, "a reply that nobody waits for");
+            return;
+        };
+        message.identities = identities.iter().map(|identity| identity.clone().into()).collect();
+        let client = *client;
+        self.emit(Body::Reply { channel, client, execution: n, message });
+        self.finish_if_done(n);
+    }
+
+    fn on_input_request(&mut self, parent_id: &str, mut message: Message) {
+        let n = self.state.execution_of(parent_id).unwrap_or(0);
+        let asked = match self.state.live.get(&n) {
+            Some(execution) => Some(execution.asked.clone()),
+            None => self.state.pending.get(parent_id).cloned(),
+        };
+        let content = serde_json::from_slice(&message.content).unwrap_or(Value::Null);
+        if let Some(asked) = asked {
+            message.identities = asked.identities.iter().map(|identity| identity.clone().into()).collect();
+            self.emit(Body::Reply { channel: Channel::Stdin, client: asked.client, execution: n, message });
+        }
+        if self.state.live.contains_key(&n) {
+            self.execution_state(n, ExecutionState::WaitingInput, None);
+        }
+        for attachment in self.state.attachments.clone() {
+            if attachment.n == n {
+                self.ask(&attachment.asked, n, &content);
+            }
+        }
+    }
+
+    /// Sends the engine's question to an attacher.
+    pub(super) fn ask(&mut self, asked: &Asked, n: ExecutionNumber, content: &Value) {
+        let stdin = Asked { channel: Channel::Stdin, ..asked.clone() };
+        self.reply(&stdin, n, "input_request", content);
+    }
+
+    fn on_probe_message(&mut self, channel: Channel, msg_type: &str, probe: &str, message: &Message) {
+        if channel == Channel::Shell
+            && msg_type == "kernel_info_reply"
+            && let Ok(info) = serde_json::from_slice::<Value>(&message.content)
+        {
+            let generation = self.state.generation;
+            if self.state.info.as_ref() != Some(&info) || !self.awaiting_info.is_empty() {
+                self.note(Note::EngineReady { generation, info });
+            }
+            for asked in std::mem::take(&mut self.awaiting_info) {
+                self.answer_kernel_info(&asked);
+            }
+        }
+        let idle = msg_type == "status" && is_idle(&message.content);
+        if let Some(adoption) = self.adopted.as_mut().filter(|adoption| adoption.probe == probe) {
+            adoption.idle |= idle;
+            adoption.replied |= channel == Channel::Shell;
+            if adoption.idle && adoption.replied {
+                let adopted_at = adoption.at;
+                self.adopted = None;
+                self.settle_after_gap(adopted_at);
+            }
+        }
+    }
+
+    /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
+    fn settle_after_gap(&mut self, adopted_at: u64) {
+        for n in self.state.live.keys().copied().collect::<Vec<_>>() {
+            let Some(execution) = self.state.live.get(&n) else { continue };
+            if execution.first_seq >= adopted_at {
+                continue;
+            }
+            let (asked, state) = (execution.asked.clone(), execution.state);
+            if !execution.idle {
+                let header = asked.header.clone();
+                self.publish(None, n, "status", &header, &json!({ "execution_state": "idle" }));
+            }
+            let execution = &self.state.live[&n];
+            if execution.reply.is_none() {
+                let why = "its end fell into a gap in which no host was there to read it";
+                let (end, content) = if state == ExecutionState::Queued || !execution.idle {
+                    (ExecutionState::Lost, error_content("ExecutionLost", why))
+                } else if execution.failed {
+                    (ExecutionState::Error, error_content("ExecutionLost", why))
+                } else {
+                    (ExecutionState::Ok, json!({ "status": "ok", "execution_count": self.state.execution_count,
+                        "payload": [], "user_expressions": {} }))
+                };
+                self.reply(&asked, n, "execute_reply", &content);
+                self.finish(n, end, Some(why.into()));
+            } else {
+                self.finish_if_done(n);
+            }
+        }
+    }
+
+    fn finish_if_done(&mut self, n: ExecutionNumber) {
+        let Some(execution) = self.state.live.get(&n) else { return };
+        let Some(reply) = &execution.reply else { return };
+        let state = match (reply_status(reply), execution.interrupted) {
+            (Some("ok"), _) => ExecutionState::Ok,
+            (Some("aborted" | "abort"), _) => ExecutionState::Aborted,
+            (_, true) => ExecutionState::Interrupted,
+            (_, false) => ExecutionState::Error,
+        };
+        if execution.idle || state == ExecutionState::Aborted {
+            self.finish(n, state, None);
+        }
+    }
+
+    /// Ends an execution whose reply and idle were sent, and all that is attached to it.
+    fn finish(&mut self, n: ExecutionNumber, state: ExecutionState, reason: Option<String>) {
+        let reply = self.state.live.get(&n).and_then(|execution| execution.reply.clone());
+        self.execution_state(n, state, reason);
+        let content = reply.and_then(|reply| serde_json::from_str(&reply).ok()).unwrap_or_else(|| json!({}));
+        for attachment in self.state.attachments.clone() {
+            if attachment.n == n {
+                self.end_attachment(&attachment, &content);
+            }
+        }
+    }
+
+    pub(super) fn on_engine_failed(&mut self, generation: u32, why: String) {
+        if generation <= self.state.generation && self.state.engine_pid.is_some() {
+            return;
+        }
+        self.engine_gone(&why);
+        for asked in std::mem::take(&mut self.awaiting_info) {
+            self.refuse(&asked, &why);
+        }
+    }
+
+    pub(super) fn on_engine_ended(&mut self, generation: u32, end: Option<ProcessEnd>, why: String) {
+        if generation != self.state.generation || self.state.engine_pid.is_none() {
+            return;
+        }
+        self.note(Note::EngineEnded { generation, end, why: why.clone() });
+        self.outbox.clear();
+        self.probes.clear();
+        self.adopted = None;
+        match std::mem::replace(&mut self.engine, Engine::Absent { why: None }) {
+            Engine::Stopping(Then::Restart) => self.start_engine(),
+            Engine::Stopping(Then::End(reason)) => self.ended(reason),
+            Engine::Absent { .. } | Engine::Starting | Engine::Connected => {
+                let text = format!("the engine {why}");
+                self.engine_gone(&text);
+                for asked in std::mem::take(&mut self.awaiting_info) {
+                    self.refuse(&asked, &text);
+                }
+            }
+        }
+    }
+
+    /// The engine is not there although it should be: all who wait for it hear so.
+    fn engine_gone(&mut self, why: &str) {
+        self.engine = Engine::Absent { why: Some(why.to_owned()) };
+        self.outbox.clear();
+        let ename = "EngineDied";
+        let evalue = format!("{why}. Its variables are gone; the next execution starts a new engine.");
+        self.fail_all(ename, &evalue, ExecutionState::Error);
+    }
+
+    /// Ends everything that waits for the engine with an error; `running` is the state of what ran.
+    pub(super) fn fail_all(&mut self, ename: &str, evalue: &str, running: ExecutionState) {
+        let error = error_content(ename, evalue);
+        for n in self.state.live.keys().copied().collect::<Vec<_>>() {
+            let Some(execution) = self.state.live.get(&n) else { continue };
+            let (asked, was_queued) = (execution.asked.clone(), execution.state == ExecutionState::Queued);
+            let (replied, idle) = (execution.reply.is_some(), execution.idle);
+            if was_queued {
+                self.publish(None, n, "status", &asked.header, &json!({ "execution_state": "busy" }));
+            }
+            if !replied {
+                let output = json!({ "ename": ename, "evalue": evalue, "traceback": error["traceback"] });
+                self.publish(None, n, "error", &asked.header, &output);
+                self.reply(&asked, n, "execute_reply", &error);
+            }
+            if !idle {
+                self.publish(None, n, "status", &asked.header, &json!({ "execution_state": "idle" }));
+            }
+            match (replied, was_queued) {
+                (true, _) => self.finish_if_done(n),
+                (false, true) => self.finish(n, ExecutionState::Aborted, Some(evalue.to_owned())),
+                (false, false) => self.finish(n, running, Some(evalue.to_owned())),
+            }
+        }
+        let attached: Vec<_> = self.state.attachments.iter().map(|attachment| attachment.msg_id.clone()).collect();
+        for (msg_id, asked) in self.state.pending.clone() {
+            if !attached.contains(&msg_id) && !self.is_looked_up(&asked) {
+                self.refuse_with(&asked, &error);
+            }
+        }
+    }
+
+    /// Answers a request that no engine can answer.
+    pub(super) fn refuse(&mut self, asked: &Asked, why: &str) {
+        self.refuse_with(asked, &error_content("EngineDied", why));
+    }
+
+    fn refuse_with(&mut self, asked: &Asked, error: &Value) {
+        let Ok(header) = serde_json::from_str::<crate::wire::Header<'_>>(&asked.header) else { return };
+        let reply_type = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
+        self.status(asked, "busy");
+        self.reply(asked, 0, &reply_type, error);
+        self.status(asked, "idle");
+    }
+
+    pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
+        self.engine = Engine::Starting;
+        self.adopted = Some(Adoption { probe: String::new(), at: self.next_seq(), replied: false, idle: false });
+        self.note(Note::Gap { from: gap_from, until: self.now, why: why.clone() });
+        if let Some((n, execution)) = self.state.running() {
+            let header = execution.asked.header.clone();
+            let gap_ms = self.now.saturating_sub(gap_from) / 1000;
+            let text = format!(
+                "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
+            );
+            self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+        }
+    }
+}
+
+/// Content of a reply that says what went wrong.
+pub(super) fn error_content(ename: &str, evalue: &str) -> Value {
+    json!({ "status": "error", "ename": ename, "evalue": evalue, "traceback": [format!("{ename}: {evalue}")],
+        "execution_count": 0, "payload": [], "user_expressions": {} })
+}
+
+fn reply_status(reply: &str) -> Option<&'static str> {
+    #[derive(serde::Deserialize)]
+    struct Status<'a> {
+        #[serde(borrow)]
+        status: std::borrow::Cow<'a, str>,
+    }
+    let parsed = serde_json::from_str::<Status<'_>>(reply).ok()?;
+    match parsed.status.as_ref() {
+        "ok" => Some("ok"),
+        "aborted" | "abort" => Some("aborted"),
+        _ => Some("error"),
+    }
+}
+

@@ -1,0 +1,226 @@
+//! What goes into the session core and what comes out of it.
+
+use bytes::Bytes;
+
+use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Micros, ProcessEnd, Record};
+use crate::wire::{Channel, Message};
+
+/// Something that happened outside of the core.
+#[derive(Debug)]
+pub enum Event {
+    /// A launcher or CLI client opened its link.
+    ClientAttached {
+        /// Which.
+        client: ClientId,
+        /// `launcher` or the CLI command.
+        kind: String,
+        /// Its process id.
+        pid: u32,
+    },
+    /// It left, or was found gone.
+    ClientDetached {
+        /// Which.
+        client: ClientId,
+        /// In words.
+        why: String,
+    },
+    /// A verified message of a frontend.
+    Request {
+        /// Who.
+        client: ClientId,
+        /// Where it came in.
+        channel: Channel,
+        /// The message, with the frontend socket's identities.
+        message: Message,
+    },
+    /// The engine process runs (its sockets may not be there yet).
+    EngineStarted {
+        /// Which engine of the session.
+        generation: u32,
+        /// Its process id.
+        pid: u32,
+    },
+    /// All of the engine's sockets are connected and its iopub is read.
+    EngineConnected {
+        /// Which engine of the session.
+        generation: u32,
+    },
+    /// A message of the engine; identities of shell, control and stdin are already taken off.
+    EngineMessage {
+        /// Where it came from.
+        channel: Channel,
+        /// As it came.
+        message: Message,
+    },
+    /// The engine process is gone, and all that it had sent has been handled.
+    EngineEnded {
+        /// Which engine of the session.
+        generation: u32,
+        /// How, where somebody saw it.
+        end: Option<ProcessEnd>,
+        /// In words: "exited with code 3".
+        why: String,
+    },
+    /// No engine could be started.
+    EngineFailed {
+        /// Which engine of the session.
+        generation: u32,
+        /// What failed and what to do.
+        why: String,
+    },
+    /// A new host took over a session whose engine lives.
+    Adopted {
+        /// When the last record before the gap was written.
+        gap_from: Micros,
+        /// Why nobody read meanwhile.
+        why: String,
+    },
+    /// The journal's answer to [`Effect::Query`].
+    Answer {
+        /// Of the query.
+        id: u64,
+        /// What was found.
+        answer: Answer,
+    },
+    /// A CLI command.
+    Command {
+        /// For the answer.
+        id: u64,
+        /// Who.
+        client: ClientId,
+        /// What.
+        command: Command,
+    },
+    /// Appending to the journal failed; what came since is sent but not kept.
+    JournalFailed {
+        /// The system's words.
+        why: String,
+    },
+    /// Appending works again.
+    JournalHealed {
+        /// When the first record was lost.
+        from: Micros,
+    },
+}
+
+/// What the driver has to do, in this order.
+#[derive(Debug)]
+pub enum Effect {
+    /// Append, then deliver to the readers.
+    Record(Record),
+    /// Send to the engine, after the records before it are in the journal.
+    ToEngine(Channel, Message),
+    /// Start an engine.
+    StartEngine {
+        /// Its number.
+        generation: u32,
+    },
+    /// SIGINT to the engine's process group.
+    InterruptEngine,
+    /// End the engine process: shutdown_request, then SIGTERM, then SIGKILL; `EngineEnded` follows.
+    StopEngine {
+        /// No orderly shutdown_request first.
+        now: bool,
+        /// Whether a new one follows (told to the engine).
+        restart: bool,
+    },
+    /// Look something up in the journal.
+    Query(u64, Query),
+    /// Answer to a CLI command: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
+    Reply {
+        /// Of the command.
+        id: u64,
+        /// Who asked.
+        client: ClientId,
+        /// JSON.
+        answer: serde_json::Value,
+    },
+    /// The session is over and its last record is written: end the host.
+    End,
+}
+
+/// A look-up in the journal.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Query {
+    /// One execution and its reply.
+    Execution(Selector),
+    /// The last `limit` executions, newest first.
+    History {
+        /// At most so many.
+        limit: usize,
+    },
+}
+
+/// How a person names an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Selector {
+    /// The last one.
+    Latest,
+    /// By number.
+    Number(ExecutionNumber),
+    /// By its request's msg_id.
+    MsgId(String),
+}
+
+/// An answer to a [`Query`].
+#[derive(Debug)]
+pub enum Answer {
+    /// To [`Query::Execution`].
+    Execution(Option<Box<PastExecution>>),
+    /// To [`Query::History`].
+    History(Vec<ExecutionSummary>),
+    /// The journal could not be read.
+    Failed(String),
+}
+
+/// An execution as the journal has it.
+#[derive(Debug, Clone)]
+pub struct PastExecution {
+    /// Number, code, state, times.
+    pub summary: ExecutionSummary,
+    /// Where its first record is.
+    pub first_seq: u64,
+    /// The engine's execute_reply content, JSON.
+    pub reply_content: Option<Bytes>,
+}
+
+/// What lists show of an execution.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecutionSummary {
+    /// From 1.
+    pub n: ExecutionNumber,
+    /// Of its execute_request.
+    pub msg_id: String,
+    /// `metadata.cellId`, where a notebook sent one.
+    pub cell_id: Option<String>,
+    /// The code.
+    pub code: String,
+    /// Its state.
+    pub state: ExecutionState,
+    /// When it began to run.
+    pub started: Option<Micros>,
+    /// When it was over.
+    pub ended: Option<Micros>,
+}
+
+/// What the CLI asks of a session.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(tag = "command", rename_all = "snake_case")]
+pub enum Command {
+    /// End the session.
+    Stop {
+        /// Without waiting for the engine's orderly end.
+        now: bool,
+        /// Begins with `stopped` or `shutdown`.
+        reason: String,
+    },
+    /// A new engine in the same session.
+    Restart,
+    /// Interrupt the engine.
+    Interrupt,
+    /// Move the session's end.
+    Extend {
+        /// By so many seconds from now.
+        seconds: u64,
+    },
+}

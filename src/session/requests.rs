@@ -1,0 +1,325 @@
+//! The core's frontend side: what farside answers itself, and what goes to the engine.
+
+use std::borrow::Cow;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+use super::attach::wanted_attachment;
+use super::core::{Core, Engine, Lookup, Then};
+use super::engine::error_content;
+use super::event::{Answer, Command, Effect, ExecutionSummary, Query};
+use super::magic::{self, Magic};
+use super::state::Asked;
+use super::text;
+use crate::journal::record::{Body, ClientId, ExecutionState, Note};
+use crate::wire::{Channel, Message};
+
+/// How many executions `%farside history` and `farside_list_request` look back.
+pub(super) const LIST_MAX: usize = 1000;
+
+#[derive(Deserialize)]
+struct ExecuteRequest<'a> {
+    #[serde(borrow, default)]
+    code: Cow<'a, str>,
+}
+
+impl Core {
+    pub(super) fn on_request(&mut self, client: ClientId, channel: Channel, message: Message) {
+        let Ok(header) = message.header() else { return };
+        if self.seen_before(&header.msg_id) {
+            tracing::debug!(msg_id = %header.msg_id, "a request that was here before; ignored");
+            return;
+        }
+        match (channel, header.msg_type.as_ref()) {
+            (Channel::Shell | Channel::Control, "kernel_info_request") => {
+                let asked = Asked::new(client, channel, &message);
+                if self.state.info.is_some() {
+                    self.answer_kernel_info(&asked);
+                } else if let Engine::Absent { why: Some(why) } = &self.engine {
+                    let why = why.clone();
+                    self.refuse(&asked, &why);
+                } else {
+                    self.awaiting_info.push(asked);
+                }
+            }
+            (Channel::Shell, "execute_request") => self.on_execute(client, message),
+            (Channel::Shell, "farside_list_request") => {
+                let asked = Asked::new(client, channel, &message);
+                self.lookup(Lookup::List(asked), Query::History { limit: LIST_MAX });
+            }
+            (_, "shutdown_request") => self.on_shutdown(&Asked::new(client, channel, &message), &message),
+            (Channel::Control, "interrupt_request") => self.on_interrupt(client, message),
+            (Channel::Stdin, "input_reply") => self.on_input_reply(client, message),
+            _ => self.forward(client, channel, message),
+        }
+    }
+
+    fn on_execute(&mut self, client: ClientId, message: Message) {
+        let code = serde_json::from_slice::<ExecuteRequest<'_>>(&message.content).map(|request| request.code);
+        if let Ok(code) = &code
+            && let Some(command) = magic::command_in(code)
+        {
+            let asked = Asked::new(client, Channel::Shell, &message);
+            self.on_magic(asked, message.clone(), command);
+            return;
+        }
+        if let Some(selector) = wanted_attachment(&message.metadata) {
+            self.attach(client, message, selector);
+            return;
+        }
+        let n = self.state.last_n + 1;
+        let absent = match &self.engine {
+            Engine::Absent { why } => Some(why.clone()),
+            Engine::Starting | Engine::Connected | Engine::Stopping(_) => None,
+        };
+        let engine_message = for_engine(&message);
+        self.emit(Body::Request { channel: Channel::Shell, client, execution: n, message });
+        if let Some(why) = absent {
+            if let (Some(why), Some(execution)) = (why, self.state.live.get(&n)) {
+                let header = execution.asked.header.clone();
+                let text = format!("[farside] {why}. A new engine was started; variables are gone.\n");
+                self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+            }
+            self.start_engine();
+        }
+        self.to_engine(Channel::Shell, engine_message);
+    }
+
+    fn forward(&mut self, client: ClientId, channel: Channel, message: Message) {
+        let expects_reply = message.header().is_ok_and(|header| header.msg_type.ends_with("_request"));
+        if let Engine::Absent { why: Some(why) } = &self.engine {
+            if expects_reply {
+                let why = why.clone();
+                self.refuse(&Asked::new(client, channel, &message), &why);
+            }
+            return;
+        }
+        let engine_message = for_engine(&message);
+        self.emit(Body::Request { channel, client, execution: 0, message });
+        self.to_engine(channel, engine_message);
+    }
+
+    pub(super) fn to_engine(&mut self, channel: Channel, message: Message) {
+        if self.engine == Engine::Connected {
+            self.effect(Effect::ToEngine(channel, message));
+        } else {
+            self.outbox.push((channel, message));
+        }
+    }
+
+    pub(super) fn answer_kernel_info(&mut self, asked: &Asked) {
+        let mut content = self.state.info.clone().unwrap_or_else(|| json!({ "status": "ok" }));
+        if let Some(fields) = content.as_object_mut() {
+            let banner = fields.get("banner").and_then(Value::as_str).unwrap_or("");
+            let banner = format!(
+                "{}\nfarside {}: session {} goes on after you have left. Type %farside help for more.",
+                banner.trim_end_matches('\n'),
+                self.facts.version,
+                self.facts.name
+            );
+            fields.insert("banner".into(), banner.into());
+            let session = json!({ "version": self.facts.version, "session": self.facts.id, "name": self.facts.name,
+                "engine": self.facts.engine });
+            fields.insert("farside".into(), session);
+        }
+        self.status(asked, "busy");
+        self.reply(asked, 0, "kernel_info_reply", &content);
+        self.answered(asked);
+    }
+
+    fn on_shutdown(&mut self, asked: &Asked, message: &Message) {
+        #[derive(Deserialize)]
+        struct Shutdown {
+            #[serde(default)]
+            restart: bool,
+        }
+        let restart = serde_json::from_slice::<Shutdown>(&message.content).is_ok_and(|shutdown| shutdown.restart);
+        self.status(asked, "busy");
+        self.reply(asked, 0, "shutdown_reply", &json!({ "status": "ok", "restart": restart }));
+        self.status(asked, "idle");
+        if restart {
+            self.restart();
+        } else {
+            self.end("shutdown: a frontend asked for it".into(), false);
+        }
+    }
+
+    /// A new engine; what waits for the old one hears of it.
+    pub(super) fn restart(&mut self) {
+        let reason = "the engine was restarted";
+        match self.engine {
+            Engine::Absent { .. } => self.start_engine(),
+            Engine::Starting | Engine::Connected => {
+                self.outbox.clear();
+                self.fail_all("EngineRestarted", reason, ExecutionState::Aborted);
+                self.engine = Engine::Stopping(Then::Restart);
+                self.effect(Effect::StopEngine { now: false, restart: true });
+            }
+            Engine::Stopping(_) => {}
+        }
+    }
+
+    /// Ends the session: first the engine, then the rest.
+    pub(super) fn end(&mut self, reason: String, now: bool) {
+        match &mut self.engine {
+            Engine::Absent { .. } => self.ended(reason),
+            Engine::Stopping(Then::End(_)) if !now => {}
+            Engine::Starting if self.state.engine_pid.is_none() => self.ended(reason),
+            engine => {
+                *engine = Engine::Stopping(Then::End(reason));
+                self.effect(Effect::StopEngine { now, restart: false });
+            }
+        }
+    }
+
+    pub(super) fn ended(&mut self, reason: String) {
+        if self.state.ended.is_some() {
+            return;
+        }
+        let evalue = format!("the session has ended ({reason})");
+        self.fail_all("SessionEnded", &evalue, ExecutionState::Interrupted);
+        self.note(Note::SessionEnded { reason });
+        self.effect(Effect::End);
+    }
+
+    fn on_interrupt(&mut self, client: ClientId, message: Message) {
+        self.mark_interrupted();
+        if self.facts.interrupt_by_message {
+            self.forward(client, Channel::Control, message);
+            return;
+        }
+        let asked = Asked::new(client, Channel::Control, &message);
+        self.status(&asked, "busy");
+        self.effect(Effect::InterruptEngine);
+        self.reply(&asked, 0, "interrupt_reply", &json!({ "status": "ok" }));
+        self.answered(&asked);
+    }
+
+    fn mark_interrupted(&mut self) {
+        for execution in self.state.live.values_mut() {
+            execution.interrupted |= execution.state != ExecutionState::Queued;
+        }
+    }
+
+    fn on_input_reply(&mut self, client: ClientId, message: Message) {
+        let Some(input) = self.state.input.clone() else {
+            tracing::debug!("an input_reply that the engine does not wait for");
+            return;
+        };
+        let engine_message = for_engine(&message);
+        self.emit(Body::Request { channel: Channel::Stdin, client, execution: input.n, message });
+        if self.state.live.contains_key(&input.n) {
+            self.execution_state(input.n, ExecutionState::Running, None);
+        }
+        self.to_engine(Channel::Stdin, engine_message);
+    }
+
+    fn on_magic(&mut self, asked: Asked, message: Message, command: Result<Magic, String>) {
+        match command {
+            Err(usage) => self.magic_error(&asked, "FarsideUsageError", &usage),
+            Ok(Magic::Attach(selector)) => self.attach(asked.client, message, selector),
+            Ok(Magic::History) => self.lookup(Lookup::History(asked), Query::History { limit: LIST_MAX }),
+            Ok(Magic::Status) => {
+                let status = text::status(self);
+                self.magic_answer(&asked, &status);
+            }
+            Ok(Magic::Help) => self.magic_answer(&asked, magic::HELP),
+            Ok(Magic::Extend(_)) => {
+                self.magic_error(&asked, "FarsideError", "this session has no end that could be moved: it runs until it is retired");
+            }
+            Ok(Magic::Retire) => {
+                self.magic_answer(&asked, "The session ends now. Its outputs stay: see `farside ls --all`.\n");
+                self.end("stopped: %farside retire".into(), false);
+            }
+        }
+    }
+
+    /// A magic's output: as a cell's, but without an execution count of its own.
+    pub(super) fn magic_answer(&mut self, asked: &Asked, text: &str) {
+        let content = json!({ "status": "ok", "execution_count": self.state.execution_count, "payload": [],
+            "user_expressions": {} });
+        self.status(asked, "busy");
+        self.publish(Some(asked.client), 0, "stream", &asked.header, &json!({ "name": "stdout", "text": text }));
+        self.reply(asked, 0, "execute_reply", &content);
+        self.answered(asked);
+    }
+
+    pub(super) fn magic_error(&mut self, asked: &Asked, ename: &str, evalue: &str) {
+        let mut content = error_content(ename, evalue);
+        content["execution_count"] = self.state.execution_count.into();
+        let output = json!({ "ename": ename, "evalue": evalue, "traceback": content["traceback"] });
+        self.status(asked, "busy");
+        self.publish(Some(asked.client), 0, "error", &asked.header, &output);
+        self.reply(asked, 0, "execute_reply", &content);
+        self.answered(asked);
+    }
+
+    pub(super) fn on_answer(&mut self, id: u64, answer: Answer) {
+        let Some(lookup) = self.lookups.remove(&id) else { return };
+        match (lookup, answer) {
+            (Lookup::Attach(asked), Answer::Execution(found)) => self.attach_to_past(asked, found),
+            (Lookup::History(asked), Answer::History(past)) => {
+                let table = text::history(&past);
+                self.magic_answer(&asked, &table);
+            }
+            (Lookup::List(asked), Answer::History(past)) => self.answer_list(&asked, &past),
+            (Lookup::Attach(asked) | Lookup::History(asked), Answer::Failed(why)) => {
+                self.magic_error(&asked, "JournalError", &why);
+            }
+            (Lookup::List(asked), Answer::Failed(why)) => {
+                self.reply(&asked, 0, "farside_list_reply", &error_content("JournalError", &why));
+            }
+            (Lookup::Attach(_), Answer::History(_)) | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
+                tracing::error!("the journal answered another question than it was asked");
+            }
+        }
+    }
+
+    fn answer_list(&mut self, asked: &Asked, past: &[ExecutionSummary]) {
+        let mut cells = std::collections::HashSet::new();
+        let (latest, older): (Vec<_>, Vec<_>) = past
+            .iter()
+            .partition(|execution| execution.cell_id.as_ref().is_none_or(|cell| cells.insert(cell.clone())));
+        let executions: Vec<Value> = latest.into_iter().chain(older).map(text::execution_json).collect();
+        let content = json!({ "status": "ok", "session": text::session_json(self), "executions": executions });
+        self.status(asked, "busy");
+        self.reply(asked, 0, "farside_list_reply", &content);
+        self.answered(asked);
+    }
+
+    pub(super) fn on_command(&mut self, id: u64, client: ClientId, command: Command) {
+        let answer = match command {
+            Command::Stop { now, reason } => {
+                self.end(reason, now);
+                json!({ "ok": true })
+            }
+            Command::Restart => {
+                self.restart();
+                json!({ "ok": true })
+            }
+            Command::Interrupt if self.state.engine_pid.is_none() => {
+                json!({ "ok": false, "error": "no engine runs in this session: there is nothing to interrupt" })
+            }
+            Command::Interrupt => {
+                self.mark_interrupted();
+                if self.facts.interrupt_by_message {
+                    let request = self.message("interrupt_request", "{}", &json!({}));
+                    self.to_engine(Channel::Control, request);
+                } else {
+                    self.effect(Effect::InterruptEngine);
+                }
+                json!({ "ok": true })
+            }
+            Command::Extend { .. } => {
+                json!({ "ok": false, "error": "this session has no end that could be moved: it runs until it is stopped" })
+            }
+        };
+        self.effect(Effect::Reply { id, client, answer });
+    }
+}
+
+/// The message as it goes to the engine: the frontend socket's identities mean nothing there.
+fn for_engine(message: &Message) -> Message {
+    Message { identities: Vec::new(), ..message.clone() }
+}
