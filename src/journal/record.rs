@@ -198,6 +198,8 @@ pub enum Note {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         reason: Option<String>,
     },
+    /// Somebody interrupted what runs.
+    Interrupted,
     /// From here on `client` gets the outputs of execution `n` with `parent` as their parent_header: first those
     /// already in the journal, compacted, then each new one.
     Attach {

@@ -10,7 +10,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 
 use serde_json::{Value, json};
 
-use super::event::{Effect, Event, ExecutionSummary};
+use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::state::{Asked, State};
 use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
@@ -311,23 +311,6 @@ impl Core {
             self.seen.remove(&oldest);
         }
         false
-    }
-
-    /// Executions in the making as lists show them.
-    pub fn live_summaries(&self) -> Vec<ExecutionSummary> {
-        self.state
-            .live
-            .iter()
-            .map(|(n, execution)| ExecutionSummary {
-                n: *n,
-                msg_id: execution.msg_id.clone(),
-                cell_id: None,
-                code: String::new(),
-                state: execution.state,
-                started: execution.started,
-                ended: None,
-            })
-            .collect()
     }
 
     fn on_journal_failed(&mut self, why: &str) {

@@ -168,7 +168,12 @@ pub enum Answer {
     /// To [`Query::Execution`].
     Execution(Option<Box<PastExecution>>),
     /// To [`Query::History`].
-    History(Vec<ExecutionSummary>),
+    History {
+        /// The session as `farside ls --json` shows it.
+        session: serde_json::Value,
+        /// Newest first.
+        executions: Vec<ExecutionSummary>,
+    },
     /// The journal could not be read.
     Failed(String),
 }

@@ -1,4 +1,16 @@
-//! PURE. What a session is, apart from processes, sockets and files: time and ids are arguments, effects are
-//! return values.
+//! PURE. The session: what happens on each event, with time and ids passed in.
+//!
+//! [`core`] is the state machine, [`state`] what it remembers (a fold over the journal's records), [`view`] what one
+//! client sees of the records, [`outputs`] what a replay shows, [`magic`] the commands of `%farside`.
 
+mod attach;
+pub mod core;
+mod engine;
+pub mod event;
+pub mod ids;
+pub mod magic;
 pub mod outputs;
+mod requests;
+pub mod state;
+mod text;
+pub mod view;

@@ -27,7 +27,7 @@ struct ExecuteRequest<'a> {
 impl Core {
     pub(super) fn on_request(&mut self, client: ClientId, channel: Channel, message: Message) {
         let Ok(header) = message.header() else { return };
-        if self.seen_before(&header.msg_id) {
+        if self.seen_before(&header.msg_id.clone()) {
             tracing::debug!(msg_id = %header.msg_id, "a request that was here before; ignored");
             return;
         }
@@ -184,7 +184,7 @@ impl Core {
     }
 
     fn on_interrupt(&mut self, client: ClientId, message: Message) {
-        self.mark_interrupted();
+        self.note(Note::Interrupted);
         if self.facts.interrupt_by_message {
             self.forward(client, Channel::Control, message);
             return;
@@ -194,12 +194,6 @@ impl Core {
         self.effect(Effect::InterruptEngine);
         self.reply(&asked, 0, "interrupt_reply", &json!({ "status": "ok" }));
         self.answered(&asked);
-    }
-
-    fn mark_interrupted(&mut self) {
-        for execution in self.state.live.values_mut() {
-            execution.interrupted |= execution.state != ExecutionState::Queued;
-        }
     }
 
     fn on_input_reply(&mut self, client: ClientId, message: Message) {
@@ -259,30 +253,32 @@ impl Core {
         let Some(lookup) = self.lookups.remove(&id) else { return };
         match (lookup, answer) {
             (Lookup::Attach(asked), Answer::Execution(found)) => self.attach_to_past(asked, found),
-            (Lookup::History(asked), Answer::History(past)) => {
-                let table = text::history(&past);
+            (Lookup::History(asked), Answer::History { executions, .. }) => {
+                let table = text::history(&executions);
                 self.magic_answer(&asked, &table);
             }
-            (Lookup::List(asked), Answer::History(past)) => self.answer_list(&asked, &past),
+            (Lookup::List(asked), Answer::History { session, executions }) => {
+                self.answer_list(&asked, &session, &executions);
+            }
             (Lookup::Attach(asked) | Lookup::History(asked), Answer::Failed(why)) => {
                 self.magic_error(&asked, "JournalError", &why);
             }
             (Lookup::List(asked), Answer::Failed(why)) => {
                 self.reply(&asked, 0, "farside_list_reply", &error_content("JournalError", &why));
             }
-            (Lookup::Attach(_), Answer::History(_)) | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
+            (Lookup::Attach(_), Answer::History { .. }) | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
                 tracing::error!("the journal answered another question than it was asked");
             }
         }
     }
 
-    fn answer_list(&mut self, asked: &Asked, past: &[ExecutionSummary]) {
+    fn answer_list(&mut self, asked: &Asked, session: &Value, past: &[ExecutionSummary]) {
         let mut cells = std::collections::HashSet::new();
         let (latest, older): (Vec<_>, Vec<_>) = past
             .iter()
             .partition(|execution| execution.cell_id.as_ref().is_none_or(|cell| cells.insert(cell.clone())));
         let executions: Vec<Value> = latest.into_iter().chain(older).map(text::execution_json).collect();
-        let content = json!({ "status": "ok", "session": text::session_json(self), "executions": executions });
+        let content = json!({ "status": "ok", "session": session, "executions": executions });
         self.status(asked, "busy");
         self.reply(asked, 0, "farside_list_reply", &content);
         self.answered(asked);
@@ -302,7 +298,7 @@ impl Core {
                 json!({ "ok": false, "error": "no engine runs in this session: there is nothing to interrupt" })
             }
             Command::Interrupt => {
-                self.mark_interrupted();
+                self.note(Note::Interrupted);
                 if self.facts.interrupt_by_message {
                     let request = self.message("interrupt_request", "{}", &json!({}));
                     self.to_engine(Channel::Control, request);

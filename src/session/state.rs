@@ -269,6 +269,11 @@ impl State {
                 self.clients.remove(client);
                 self.attachments.retain(|attachment| attachment.asked.client != *client);
             }
+            Note::Interrupted => {
+                for execution in self.live.values_mut() {
+                    execution.interrupted |= execution.state != ExecutionState::Queued;
+                }
+            }
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach { parent, n, .. } => {
                 let msg_id = header_id(parent);

@@ -1,0 +1,159 @@
+//! The host's end of the journal: appends, keeps the newest records in memory, and wakes the readers.
+//!
+//! Invariant: a record is visible to readers only after its append was tried. Where the append failed, readers
+//! that keep up still get it (a full disk does not stop a live stream), and the session says that it is not kept.
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+use std::cell::RefCell;
+
+use tokio::sync::watch;
+
+use crate::journal::record::{Micros, Record};
+use crate::journal::Writer;
+
+/// How much of the newest records stays in memory for readers that keep up. One that lags further reads the
+/// journal's files instead.
+const TAIL_BYTES_MAX: usize = 4 << 20;
+
+/// Fixed cost of a record in memory beside its message.
+const RECORD_BYTES: usize = 256;
+
+/// See the module. One writer; any number of [`Tail`]s.
+pub struct Log {
+    writer: Writer,
+    tail: Tail,
+    last: watch::Sender<u64>,
+    failing_since: Option<Micros>,
+}
+
+/// What the writer tells of an append.
+pub enum Appended {
+    /// All is in the journal.
+    Kept,
+    /// It was not, and the one before was.
+    Failed(String),
+    /// It was not, as the ones before.
+    StillFailing,
+    /// It was, for the first time since a failure at this time.
+    Healed(Micros),
+}
+
+/// The newest records, shared with the readers of this thread.
+#[derive(Clone)]
+pub struct Tail {
+    shared: Rc<RefCell<Shared>>,
+    last: watch::Receiver<u64>,
+    dir: PathBuf,
+}
+
+#[derive(Default)]
+struct Shared {
+    records: VecDeque<Rc<Record>>,
+    bytes: usize,
+}
+
+impl Log {
+    /// `last_seq`: of the newest record in the journal.
+    pub fn new(writer: Writer, dir: &Path, last_seq: u64) -> Self {
+        let (last, receiver) = watch::channel(last_seq);
+        let tail = Tail { shared: Rc::default(), last: receiver, dir: dir.to_owned() };
+        Self { writer, tail, last, failing_since: None }
+    }
+
+    /// For a reader.
+    pub fn tail(&self) -> Tail {
+        self.tail.clone()
+    }
+
+    /// Whether a checkpoint should be written now: a new segment has begun.
+    pub fn wants_checkpoint(&self) -> bool {
+        self.writer.wants_checkpoint()
+    }
+
+    /// Appends in one go, then shows the records to the readers.
+    pub fn append(&mut self, records: Vec<Rc<Record>>) -> Appended {
+        let Some(newest) = records.last() else { return Appended::Kept };
+        let (last_seq, now) = (newest.seq, newest.time);
+        let result = self.writer.append(&records);
+        self.tail.shared.borrow_mut().extend(records);
+        self.last.send_replace(last_seq);
+        match (result, self.failing_since) {
+            (Ok(_), None) => Appended::Kept,
+            (Ok(_), Some(since)) => {
+                self.failing_since = None;
+                Appended::Healed(since)
+            }
+            (Err(error), None) => {
+                self.failing_since = Some(now);
+                tracing::error!(%error, "the journal cannot be written");
+                Appended::Failed(error.to_string())
+            }
+            (Err(_), Some(_)) => Appended::StillFailing,
+        }
+    }
+}
+
+impl Tail {
+    /// Number of the newest record.
+    pub fn last_seq(&self) -> u64 {
+        *self.last.borrow()
+    }
+
+    /// Waits until there is a record behind `seq`. `false`: there will be none, the host ends.
+    pub async fn wait_behind(&mut self, seq: u64) -> bool {
+        self.last.wait_for(|last| *last > seq).await.is_ok()
+    }
+
+    /// The records behind `seq` that are in memory, at most about `bytes_max`; `None` where the next one is not in
+    /// memory any more.
+    pub fn behind(&self, seq: u64, bytes_max: usize) -> Option<Vec<Rc<Record>>> {
+        let shared = self.shared.borrow();
+        let first = match shared.records.front() {
+            Some(record) => record.seq,
+            None if seq >= self.last_seq() => return Some(Vec::new()),
+            None => return None,
+        };
+        if seq + 1 < first {
+            return None;
+        }
+        // Records are numbered without holes, so the place follows from the number.
+        let start = (seq + 1 - first) as usize;
+        let mut bytes = 0;
+        let records = shared.records.iter().skip(start).take_while(|record| {
+            let fits = bytes == 0 || bytes < bytes_max;
+            bytes += cost(record);
+            fits
+        });
+        Some(records.cloned().collect())
+    }
+
+    /// The folder of the journal.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Shared {
+    fn extend(&mut self, records: Vec<Rc<Record>>) {
+        for record in records {
+            self.bytes += cost(&record);
+            self.records.push_back(record);
+        }
+        while self.bytes > TAIL_BYTES_MAX && self.records.len() > 1 {
+            if let Some(oldest) = self.records.pop_front() {
+                self.bytes -= cost(&oldest);
+            }
+        }
+    }
+}
+
+fn cost(record: &Record) -> usize {
+    use crate::journal::record::Body;
+    let message = match &record.body {
+        Body::Request { message, .. } | Body::Reply { message, .. } | Body::Iopub { message, .. } => message.size_bytes(),
+        Body::Note(_) => 0,
+    };
+    message + RECORD_BYTES
+}

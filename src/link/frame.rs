@@ -1,0 +1,169 @@
+//! The frames of the link and their encoding: `length u64 | kind u8 | part u32 | body`, little-endian; `length`
+//! counts what follows it. A record's body is as in the journal; all other bodies are JSON.
+
+use bytes::{Buf, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{Hello, Refusal, Welcome};
+use crate::journal::codec;
+use crate::journal::record::Record;
+use crate::session::event::Command;
+
+/// Bytes before a body.
+pub(super) const HEAD_BYTES: usize = 8 + 1 + 4;
+
+/// The largest frame that is read. A record can be as large as an engine's largest message; past this the stream
+/// is taken for broken.
+const FRAME_BYTES_MAX: u64 = 16 << 30;
+
+/// What the two ends of a link say.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Frame {
+    /// Client: who, and what it wants.
+    Hello(Hello),
+    /// Host: welcome.
+    Welcome(Welcome),
+    /// Host: no, and the stream ends.
+    Refused(Refusal),
+    /// Host to client: a record, or a message that the host made of it (`part` from 1). Client to host: a request,
+    /// its `seq` the client's own number.
+    Record {
+        /// See [`super::Resume::part`].
+        part: u32,
+        /// The record.
+        record: Record,
+    },
+    /// Host: the client's requests up to this number are in the journal.
+    Ack {
+        /// The client's number.
+        number: u64,
+    },
+    /// Client: a command.
+    Command {
+        /// For the answer.
+        id: u64,
+        /// What to do.
+        command: Command,
+    },
+    /// Host: the answer to a command.
+    Answer {
+        /// Of the command.
+        id: u64,
+        /// `{"ok": true}` or `{"ok": false, "error": "..."}`.
+        answer: Value,
+    },
+    /// Host: the session has ended; the stream ends.
+    Ended {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Why a stream cannot be read on.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The system's.
+    #[error("the link broke: {0}")]
+    Io(#[from] std::io::Error),
+    /// A frame that is none.
+    #[error("the other end of the link does not speak this protocol: {0}")]
+    Malformed(String),
+    /// The end in the middle of a frame.
+    #[error("the link broke in the middle of a frame")]
+    Torn,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CommandBody {
+    id: u64,
+    #[serde(flatten)]
+    command: Command,
+}
+
+#[derive(Serialize, Deserialize)]
+struct AnswerBody {
+    id: u64,
+    answer: Value,
+}
+
+impl Frame {
+    fn kind(&self) -> u8 {
+        match self {
+            Self::Hello(_) => 1,
+            Self::Welcome(_) => 2,
+            Self::Refused(_) => 3,
+            Self::Record { .. } => 4,
+            Self::Ack { .. } => 5,
+            Self::Command { .. } => 6,
+            Self::Answer { .. } => 7,
+            Self::Ended { .. } => 8,
+        }
+    }
+
+    /// Hands the encoded frame over in pieces; payloads are shared, not copied.
+    pub(super) fn encode(&self, mut push: impl FnMut(Bytes)) {
+        let (part, pieces) = match self {
+            Self::Hello(hello) => (0, vec![json(hello)]),
+            Self::Welcome(welcome) => (0, vec![json(welcome)]),
+            Self::Refused(refusal) => (0, vec![json(refusal)]),
+            Self::Record { part, record } => (*part, codec::encode(record)),
+            Self::Ack { number } => (0, vec![json(number)]),
+            Self::Command { id, command } => (0, vec![json(&CommandBody { id: *id, command: command.clone() })]),
+            Self::Answer { id, answer } => (0, vec![json(&AnswerBody { id: *id, answer: answer.clone() })]),
+            Self::Ended { reason } => (0, vec![json(reason)]),
+        };
+        let body_bytes: usize = pieces.iter().map(Bytes::len).sum();
+        let mut head = BytesMut::with_capacity(HEAD_BYTES);
+        head.extend_from_slice(&((body_bytes + HEAD_BYTES - 8) as u64).to_le_bytes());
+        head.extend_from_slice(&[self.kind()]);
+        head.extend_from_slice(&part.to_le_bytes());
+        push(head.freeze());
+        pieces.into_iter().for_each(push);
+    }
+
+    /// How many bytes the frame at the beginning of `bytes` has in all; `None` where that is not known yet.
+    pub(super) fn size(bytes: &[u8]) -> Result<Option<u64>, LinkError> {
+        let Some(length) = bytes.first_chunk::<8>() else { return Ok(None) };
+        let length = u64::from_le_bytes(*length);
+        if !(5..=FRAME_BYTES_MAX).contains(&length) {
+            return Err(LinkError::Malformed(format!("a frame of {length} bytes")));
+        }
+        Ok(Some(length + 8))
+    }
+
+    /// Decodes one whole frame of [`Frame::size`] bytes.
+    pub(super) fn decode(mut bytes: Bytes) -> Result<Self, LinkError> {
+        bytes.advance(8);
+        let (kind, part) = (bytes.get_u8(), bytes.get_u32_le());
+        Ok(match kind {
+            1 => Self::Hello(parse(&bytes)?),
+            2 => Self::Welcome(parse(&bytes)?),
+            3 => Self::Refused(parse(&bytes)?),
+            4 => {
+                let record = codec::decode(bytes).map_err(|error| LinkError::Malformed(error.to_string()))?;
+                Self::Record { part, record }
+            }
+            5 => Self::Ack { number: parse(&bytes)? },
+            6 => {
+                let CommandBody { id, command } = parse(&bytes)?;
+                Self::Command { id, command }
+            }
+            7 => {
+                let AnswerBody { id, answer } = parse(&bytes)?;
+                Self::Answer { id, answer }
+            }
+            8 => Self::Ended { reason: parse(&bytes)? },
+            unknown => return Err(LinkError::Malformed(format!("a frame of the unknown kind {unknown}"))),
+        })
+    }
+}
+
+fn json(value: &impl Serialize) -> Bytes {
+    // Our own structs of strings and numbers: serializing them cannot fail.
+    serde_json::to_vec(value).unwrap_or_default().into()
+}
+
+fn parse<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, LinkError> {
+    serde_json::from_slice(bytes).map_err(|error| LinkError::Malformed(error.to_string()))
+}

@@ -1,0 +1,117 @@
+//! Reading and writing frames on any byte stream.
+
+use std::io;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::{Frame, LinkError};
+use crate::wire::zmtp::Outgoing;
+
+/// The least that is read at once: many small frames fit.
+const READ_BYTES_MIN: usize = 16 << 10;
+
+/// The most by which the buffer grows ahead of what has come. A frame's length is the other end's claim; memory
+/// follows the bytes that arrive.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// How many pieces one vectored write takes.
+const SLICES_MAX: usize = 64;
+
+/// The reading end of a link.
+#[derive(Debug)]
+pub struct LinkReader<R> {
+    io: R,
+    buffer: BytesMut,
+    read_bytes: usize,
+}
+
+impl<R: AsyncRead + Unpin> LinkReader<R> {
+    /// Reads frames from `io`.
+    pub fn new(io: R) -> Self {
+        Self { io, buffer: BytesMut::new(), read_bytes: READ_BYTES_MIN }
+    }
+
+    /// The next frame; `None` at the stream's end. Cancelling loses nothing.
+    pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            let missing = match Frame::size(&self.buffer)? {
+                Some(size) => usize::try_from(size).unwrap_or(usize::MAX).saturating_sub(self.buffer.len()),
+                None => 0,
+            };
+            self.buffer.reserve(missing.min(READ_BYTES_MAX.max(self.buffer.len())).max(self.read_bytes));
+            let space = self.buffer.capacity() - self.buffer.len();
+            let read = self.io.read_buf(&mut self.buffer).await?;
+            if read == 0 {
+                return if self.buffer.is_empty() { Ok(None) } else { Err(LinkError::Torn) };
+            }
+            // Read more at once while the stream keeps up with it, and give the memory back when it is quiet.
+            if read == space {
+                self.read_bytes = (self.read_bytes * 2).min(READ_BYTES_MAX / 4);
+            } else if read < self.read_bytes / 4 {
+                self.read_bytes = (self.read_bytes / 2).max(READ_BYTES_MIN);
+            }
+        }
+    }
+
+    /// The next frame that has come whole already.
+    pub fn buffered(&mut self) -> Result<Option<Frame>, LinkError> {
+        let Some(size) = Frame::size(&self.buffer)? else { return Ok(None) };
+        if (self.buffer.len() as u64) < size {
+            return Ok(None);
+        }
+        // It is at most the buffer's length.
+        let frame = self.buffer.split_to(size as usize).freeze();
+        if self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES_MAX {
+            self.buffer = BytesMut::new();
+        }
+        Frame::decode(frame).map(Some)
+    }
+}
+
+/// The writing end of a link.
+#[derive(Debug)]
+pub struct LinkWriter<W> {
+    io: W,
+    outgoing: Outgoing,
+}
+
+impl<W: AsyncWrite + Unpin> LinkWriter<W> {
+    /// Writes frames to `io`.
+    pub fn new(io: W) -> Self {
+        Self { io, outgoing: Outgoing::default() }
+    }
+
+    /// Puts a frame behind those that wait.
+    pub fn push(&mut self, frame: &Frame) {
+        frame.encode(|piece| self.outgoing.push_bytes(piece));
+    }
+
+    /// Bytes that wait.
+    pub fn waiting_bytes(&self) -> usize {
+        self.outgoing.len()
+    }
+
+    /// Writes all that waits. Cancelled, it goes on where it was at the next call.
+    pub async fn flush(&mut self) -> io::Result<()> {
+        while !self.outgoing.is_empty() {
+            let mut slices = [io::IoSlice::new(&[]); SLICES_MAX];
+            let filled = self.outgoing.slices(&mut slices);
+            let written = self.io.write_vectored(&slices[..filled]).await?;
+            if written == 0 {
+                return Err(io::ErrorKind::WriteZero.into());
+            }
+            self.outgoing.advance(written);
+        }
+        Ok(())
+    }
+
+    /// One frame, at once.
+    pub async fn send(&mut self, frame: &Frame) -> io::Result<()> {
+        self.push(frame);
+        self.flush().await
+    }
+}

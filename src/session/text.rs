@@ -1,0 +1,90 @@
+//! What `%farside status` and `%farside history` print, and the JSON of lists.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use super::core::Core;
+use super::event::ExecutionSummary;
+use crate::journal::record::Micros;
+use crate::wire::message::iso8601;
+
+/// How much of an execution's code a table shows.
+const CODE_CHARS_MAX: usize = 60;
+
+/// `%farside status`.
+pub(super) fn status(core: &Core) -> String {
+    let (facts, state) = (&core.facts, core.state());
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "session    {} ({})", facts.name, facts.id);
+    let _ = writeln!(text, "engine     {}{}", facts.engine, match state.engine_pid {
+        Some(pid) => format!(", process {pid}"),
+        None => ", not running".into(),
+    });
+    let _ = writeln!(text, "state      {}", core.session_state());
+    let _ = writeln!(text, "executions {}", state.last_n);
+    for (n, execution) in &state.live {
+        let since = execution.started.map(|started| format!(" for {}", span(core.now.saturating_sub(started))));
+        let _ = writeln!(text, "  {n:>4}     {}{}", execution.state.name(), since.unwrap_or_default());
+    }
+    let _ = writeln!(text, "come back  farside attach {}   (in a terminal), or open the notebook again", facts.id);
+    text
+}
+
+/// `%farside history`, oldest first as a person reads it.
+pub(super) fn history(executions: &[ExecutionSummary]) -> String {
+    if executions.is_empty() {
+        return "nothing was executed in this session yet\n".into();
+    }
+    let mut text = format!("{:>4}  {:<13}  {:<19}  {:>8}  code\n", "n", "state", "started (UTC)", "took");
+    for execution in executions.iter().rev() {
+        let started = execution.started.map(|started| iso8601(started)[..19].replace('T', " ")).unwrap_or_default();
+        let took = match (execution.started, execution.ended) {
+            (Some(started), Some(ended)) => span(ended.saturating_sub(started)),
+            _ => String::new(),
+        };
+        let _ = writeln!(
+            text,
+            "{:>4}  {:<13}  {started:<19}  {took:>8}  {}",
+            execution.n,
+            execution.state.name(),
+            first_line(&execution.code)
+        );
+    }
+    text
+}
+
+/// An execution in `farside_list_reply`, with the contract's names.
+pub(super) fn execution_json(execution: &ExecutionSummary) -> Value {
+    json!({
+        "msg_id": execution.msg_id,
+        "n": execution.n,
+        "cell_id": execution.cell_id,
+        "code": execution.code,
+        "state": execution.state.name(),
+        "started": execution.started.map(iso8601),
+        "ended": execution.ended.map(iso8601),
+    })
+}
+
+fn first_line(code: &str) -> String {
+    let line = code.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim_end();
+    let more = code.lines().filter(|line| !line.trim().is_empty()).count() > 1;
+    match line.char_indices().nth(CODE_CHARS_MAX) {
+        Some((end, _)) => format!("{}...", &line[..end]),
+        None if more => format!("{line} ..."),
+        None => line.to_owned(),
+    }
+}
+
+/// `850 ms`, `12.3 s`, `4 min 05 s`, `3 h 12 min`.
+fn span(micros: Micros) -> String {
+    let seconds = micros / 1_000_000;
+    match seconds {
+        0 => format!("{} ms", micros / 1000),
+        1..60 => format!("{:.1} s", micros as f64 / 1e6),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
