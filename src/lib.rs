@@ -9,6 +9,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod duration;
 pub mod journal;
 pub mod keeper;
 pub mod kernelspec;

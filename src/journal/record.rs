@@ -144,6 +144,9 @@ pub enum Note {
         generation: u32,
         /// Its process id.
         pid: u32,
+        /// When that process began, in clock ticks since boot: with the pid, what names it for good.
+        #[serde(default)]
+        start_time: u64,
     },
     /// The engine answered kernel_info for the first time: it is ready.
     EngineReady {

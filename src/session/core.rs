@@ -47,6 +47,8 @@ pub(super) enum Engine {
     },
     /// Its process or its sockets are not there yet; what is for it waits in the outbox.
     Starting,
+    /// Its sockets are connected, but whether its iopub is heard is not known yet: it was asked something.
+    Probing,
     /// It gets what is sent.
     Connected,
     /// It was told to end.
@@ -109,13 +111,9 @@ pub(super) struct Adoption {
 }
 
 impl Core {
-    /// A core whose state is what `records` say (none: a new session). `next_seq`: of its first record;
+    /// A core that goes on from `state` (the default one: a new session). `next_seq`: of its first record;
     /// `nonce`: unique to this host.
-    pub fn new<'a>(facts: Facts, nonce: String, records: impl IntoIterator<Item = &'a Record>, next_seq: u64) -> Self {
-        let mut state = State::default();
-        for record in records {
-            state.apply(record);
-        }
+    pub fn new(facts: Facts, nonce: String, state: State, next_seq: u64) -> Self {
         let engine = match state.generation {
             0 => Engine::Absent { why: None },
             _ if state.engine_pid.is_some() => Engine::Starting,
@@ -152,7 +150,9 @@ impl Core {
                 }
             }
             Event::Request { client, channel, message } => self.on_request(client, channel, message),
-            Event::EngineStarted { generation, pid } => self.note(Note::EngineStarted { generation, pid }),
+            Event::EngineStarted { generation, pid, start_time } => {
+                self.note(Note::EngineStarted { generation, pid, start_time });
+            }
             Event::EngineConnected { generation } => self.on_engine_connected(generation),
             Event::EngineMessage { channel, message } => self.on_engine_message(channel, message),
             Event::EngineEnded { generation, end, why } => self.on_engine_ended(generation, end, why),
@@ -217,6 +217,12 @@ impl Core {
         }
     }
 
+    /// Whether the engine was asked for a sign of life and none came yet; to be asked again after a while, for the
+    /// first answer may have come before our subscription.
+    pub fn awaits_engine(&self) -> bool {
+        self.engine == Engine::Probing
+    }
+
     pub(super) fn effect(&mut self, effect: Effect) {
         self.effects.push(effect);
     }
@@ -245,7 +251,14 @@ impl Core {
     /// A message of our own.
     pub(super) fn message(&mut self, msg_type: &str, parent: &str, content: &Value) -> Message {
         let msg_id = self.ids.fresh();
-        own_message(&self.facts.session_id, &msg_id, msg_type, self.now, parent, content)
+        let header = HeaderFields {
+            msg_id: &msg_id,
+            msg_type,
+            session_id: &self.facts.session_id,
+            username: "farside",
+            date: self.now,
+        };
+        Message::new(&header, &bytes::Bytes::copy_from_slice(parent.as_bytes()), content)
     }
 
     /// Publishes a message of our own; to all, or to one client's subscribers.
@@ -324,25 +337,5 @@ impl Core {
         let parent = self.state.running().map(|(n, execution)| (n, execution.asked.header.clone()));
         let (n, header) = parent.unwrap_or((0, "{}".into()));
         self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
-    }
-}
-
-/// A whole message of farside's own making; identities are the caller's to add.
-pub(super) fn own_message(
-    session_id: &str,
-    msg_id: &str,
-    msg_type: &str,
-    now: Micros,
-    parent: &str,
-    content: &Value,
-) -> Message {
-    let header = HeaderFields { msg_id, msg_type, session_id, username: "farside", date: now };
-    Message {
-        identities: Vec::new(),
-        header: header.to_json(),
-        parent_header: bytes::Bytes::copy_from_slice(parent.as_bytes()),
-        metadata: bytes::Bytes::from_static(b"{}"),
-        content: content.to_string().into(),
-        buffers: Vec::new(),
     }
 }

@@ -20,7 +20,10 @@ impl Core {
         if generation != self.state.generation || matches!(self.engine, Engine::Stopping(_)) {
             return;
         }
-        self.engine = Engine::Connected;
+        let adopted = self.adopted.is_some();
+        if self.engine != Engine::Connected {
+            self.engine = Engine::Probing;
+        }
         let probe = self.message("kernel_info_request", "{}", &json!({}));
         if let Ok(header) = probe.header() {
             let msg_id = header.msg_id.into_owned();
@@ -30,6 +33,15 @@ impl Core {
             self.probes.insert(msg_id);
         }
         self.effect(Effect::ToEngine(Channel::Shell, probe));
+        if adopted {
+            // It may be busy for long, and must be interruptible meanwhile; we were its subscriber before.
+            self.engine_is_heard();
+        }
+    }
+
+    /// The engine's iopub reaches us: what it is asked from now on, we will see the outputs of.
+    fn engine_is_heard(&mut self) {
+        self.engine = Engine::Connected;
         for (channel, message) in std::mem::take(&mut self.outbox) {
             self.effect(Effect::ToEngine(channel, message));
         }
@@ -41,6 +53,9 @@ impl Core {
             return;
         };
         let msg_type = header.msg_type.clone().into_owned();
+        if channel == Channel::Iopub && self.engine == Engine::Probing {
+            self.engine_is_heard();
+        }
         let parent_id = message.parent().map(|parent| parent.msg_id.into_owned()).unwrap_or_default();
         if self.probes.contains(&parent_id) {
             self.on_probe_message(channel, &msg_type, &parent_id, &message);
@@ -217,7 +232,7 @@ impl Core {
         match std::mem::replace(&mut self.engine, Engine::Absent { why: None }) {
             Engine::Stopping(Then::Restart) => self.start_engine(),
             Engine::Stopping(Then::End(reason)) => self.ended(reason),
-            Engine::Absent { .. } | Engine::Starting | Engine::Connected => {
+            Engine::Absent { .. } | Engine::Starting | Engine::Probing | Engine::Connected => {
                 let text = format!("the engine {why}");
                 self.engine_gone(&text);
                 for asked in std::mem::take(&mut self.awaiting_info) {

@@ -39,6 +39,8 @@ pub enum Event {
         generation: u32,
         /// Its process id.
         pid: u32,
+        /// When that process began, in clock ticks since boot.
+        start_time: u64,
     },
     /// All of the engine's sockets are connected and its iopub is read.
     EngineConnected {

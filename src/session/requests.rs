@@ -71,7 +71,7 @@ impl Core {
         let n = self.state.last_n + 1;
         let absent = match &self.engine {
             Engine::Absent { why } => Some(why.clone()),
-            Engine::Starting | Engine::Connected | Engine::Stopping(_) => None,
+            Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => None,
         };
         let engine_message = for_engine(&message);
         self.emit(Body::Request { channel: Channel::Shell, client, execution: n, message });
@@ -150,7 +150,7 @@ impl Core {
         let reason = "the engine was restarted";
         match self.engine {
             Engine::Absent { .. } => self.start_engine(),
-            Engine::Starting | Engine::Connected => {
+            Engine::Starting | Engine::Probing | Engine::Connected => {
                 self.outbox.clear();
                 self.fail_all("EngineRestarted", reason, ExecutionState::Aborted);
                 self.engine = Engine::Stopping(Then::Restart);

@@ -26,6 +26,8 @@ pub struct State {
     pub generation: u32,
     /// Its process id, while it lives.
     pub engine_pid: Option<u32>,
+    /// When that process began, in clock ticks since boot.
+    pub engine_start_time: u64,
     /// Its kernel_info_reply content.
     pub info: Option<serde_json::Value>,
     /// The engine's last execution_count.
@@ -153,9 +155,11 @@ impl State {
         self.clients.values().any(|client| client.kind == "launcher")
     }
 
-    /// To be called after deserializing.
-    pub fn rebuild(&mut self) {
-        self.by_msg_id = self.recent.iter().cloned().collect();
+    /// The state that a checkpoint says; `None` where it is not one of ours.
+    pub fn from_checkpoint(checkpoint: &serde_json::Value) -> Option<Self> {
+        let mut state: Self = serde_json::from_value(checkpoint.clone()).ok()?;
+        state.by_msg_id = state.recent.iter().cloned().collect();
+        Some(state)
     }
 
     fn apply_request(
@@ -253,8 +257,9 @@ impl State {
 
     fn apply_note(&mut self, time: Micros, note: &Note) {
         match note {
-            Note::EngineStarted { generation, pid } => {
+            Note::EngineStarted { generation, pid, start_time } => {
                 self.generation = *generation;
+                self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
@@ -283,16 +288,11 @@ impl State {
             }
             Note::AttachEnded { msg_id, .. } => self.attachments.retain(|attachment| attachment.msg_id != *msg_id),
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
-            Note::Checkpoint { state } => {
-                // A checkpoint says what the records before it amount to: nothing to add for who has read them.
-                if self.last_n == 0
-                    && let Ok(mut restored) = serde_json::from_value::<State>(state.clone())
-                {
-                    restored.rebuild();
-                    *self = restored;
-                }
-            }
-            Note::SessionStarted { .. } | Note::HostStarted { .. } | Note::Gap { .. } | Note::Unknown => {}
+            Note::SessionStarted { .. }
+            | Note::HostStarted { .. }
+            | Note::Gap { .. }
+            | Note::Checkpoint { .. }
+            | Note::Unknown => {}
         }
     }
 

@@ -1,0 +1,506 @@
+//! The engine's process and its sockets: starting, connecting, sending, ending.
+
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::driver::Input;
+use super::inbox::Inbox;
+use super::ingest;
+use crate::journal::record::ProcessEnd;
+use crate::keeper::{self, Process, Spawn, ToKeeper};
+use crate::session::event::Event;
+use crate::state_dir::Session;
+use crate::transport::{self, Incoming, Reader, Writer};
+use crate::wire::connection_file::{ConnectionFile, Socket, Transport};
+use crate::wire::zmtp::{Limits, SocketType};
+use crate::wire::{Channel, Key, Message, frame};
+
+/// How often a socket that is not there yet is tried. An engine takes a few hundred milliseconds to bind, and this
+/// is the delay we add to its start.
+pub(super) const RETRY_EVERY: Duration = Duration::from_millis(4);
+
+/// How long the engine may take for a handshake: it is a process on this machine.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An engine that was asked for a sign of life is asked again after this.
+const PROBE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// From a shutdown_request to SIGTERM: what Jupyter gives a kernel, roughly.
+const ORDERLY_END: Duration = Duration::from_secs(3);
+
+/// From SIGTERM to SIGKILL.
+const TERM_END: Duration = Duration::from_secs(2);
+
+/// The end of the process is known; so long we wait for its sockets to be read to their end.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// How much of the engine's own log is shown where it did not start.
+const LOG_TAIL_BYTES: u64 = 600;
+
+/// Channels that must be up before the engine is used.
+const CHANNELS: [Channel; 4] = [Channel::Shell, Channel::Control, Channel::Stdin, Channel::Iopub];
+
+/// What the sockets say.
+#[derive(Debug)]
+pub(super) enum EngineInput {
+    /// A socket is connected.
+    Up { generation: u32, channel: Channel },
+    /// A socket's connection has ended, all that it carried is in the inbox.
+    Down { generation: u32, channel: Channel },
+    /// A message; not of iopub.
+    Message { generation: u32, channel: Channel, message: Message },
+    /// Time to look after it.
+    Timer { generation: u32, timer: Timer },
+}
+
+/// What a timer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Timer {
+    ProbeAgain,
+    StartTimeout,
+    Terminate,
+    Kill,
+    Drained,
+}
+
+/// Where an engine's sockets are.
+#[derive(Debug, Clone)]
+pub(super) struct Endpoints {
+    pub generation: u32,
+    pub file: ConnectionFile,
+    pub key: Key,
+    identity: Vec<u8>,
+}
+
+/// What the engine needs of the host.
+pub(super) struct EngineDriver {
+    session: Session,
+    inbox: Inbox<Input>,
+    start_timeout: Duration,
+    transport: TransportChoice,
+    current: Option<Current>,
+}
+
+/// Which transport an engine is started with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TransportChoice {
+    /// ipc, and tcp for an engine that ends at once with it.
+    Auto,
+    /// Unix sockets in our own folder.
+    Ipc,
+    /// Loopback ports.
+    Tcp,
+}
+
+struct Current {
+    endpoints: Endpoints,
+    process: Option<Process>,
+    /// The sockets that are up.
+    up: Vec<Channel>,
+    connected: bool,
+    senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
+    /// Dropping it ends the iopub thread.
+    _until: watch::Sender<()>,
+    tasks: tokio::task::JoinSet<()>,
+    end: Option<(Option<ProcessEnd>, String)>,
+}
+
+impl EngineDriver {
+    pub fn new(session: Session, inbox: Inbox<Input>, start_timeout: Duration, transport: TransportChoice) -> Self {
+        Self { session, inbox, start_timeout, transport, current: None }
+    }
+
+    /// The living process.
+    pub fn process(&self) -> Option<&Process> {
+        self.current.as_ref().filter(|current| current.end.is_none())?.process.as_ref()
+    }
+
+    /// What the keeper is to start.
+    pub fn start(&mut self, generation: u32) -> io::Result<ToKeeper> {
+        let transport = match self.transport {
+            TransportChoice::Auto | TransportChoice::Ipc => Transport::Ipc,
+            TransportChoice::Tcp => Transport::Tcp,
+        };
+        self.start_with(generation, transport)
+    }
+
+    fn start_with(&mut self, generation: u32, transport: Transport) -> io::Result<ToKeeper> {
+        let path = self.connection_path();
+        let file = connection_file(&self.session, generation, transport)?;
+        write_private(&path, &file.to_text())?;
+        self.current = None;
+        self.timer(generation, Timer::StartTimeout, self.start_timeout);
+        let json = &self.session.json;
+        let argv = json.argv.iter().map(|arg| arg.replace("{connection_file}", &path.to_string_lossy()));
+        let mut env: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(name, _)| !is_ours(name)).collect();
+        env.retain(|(name, _)| !json.env.keys().any(|own| name == own.as_str()));
+        env.extend(json.env.iter().map(|(name, value)| (name.into(), value.into())));
+        let spawn = Spawn {
+            id: spawn_id(generation),
+            argv: argv.map(|arg| OsString::from(arg).into()).collect(),
+            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            cwd: json.cwd.clone().into_os_string().into(),
+            log: self.session.dir.engine_log().into_os_string().into(),
+            nice: None,
+        };
+        self.connect(Endpoints::new(&self.session, generation, file), None);
+        Ok(ToKeeper::Spawn(spawn))
+    }
+
+    /// Goes on with an engine that an earlier host started.
+    pub fn adopt(&mut self, generation: u32, process: Process) -> Result<ToKeeper, String> {
+        let path = self.connection_path();
+        let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let file = ConnectionFile::parse(&text).map_err(|error| error.to_string())?;
+        self.connect(Endpoints::new(&self.session, generation, file), Some(process.clone()));
+        Ok(ToKeeper::Watch(process))
+    }
+
+    fn connection_path(&self) -> PathBuf {
+        self.session.dir.engine().join("connection.json")
+    }
+
+    fn connect(&mut self, endpoints: Endpoints, process: Option<Process>) {
+        let (until, receiver) = watch::channel(());
+        if let Err(error) = ingest::start(endpoints.clone(), self.inbox.clone(), receiver) {
+            tracing::error!(%error, "no thread for the engine's iopub");
+        }
+        let mut tasks = tokio::task::JoinSet::new();
+        let mut senders = HashMap::new();
+        for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            senders.insert(channel, sender);
+            tasks.spawn_local(run_channel(endpoints.clone(), channel, receiver, self.inbox.clone()));
+        }
+        self.current = Some(Current {
+            endpoints,
+            process,
+            up: Vec::new(),
+            connected: false,
+            senders,
+            _until: until,
+            tasks,
+            end: None,
+        });
+    }
+
+    /// The keeper has started it.
+    pub fn spawned(&mut self, process: Process) -> Option<Event> {
+        let current = self.current.as_mut()?;
+        let generation = current.endpoints.generation;
+        if process.id != spawn_id(generation) {
+            return None;
+        }
+        let (pid, start_time) = (process.pid, process.start_time);
+        current.process = Some(process);
+        Some(Event::EngineStarted { generation, pid, start_time })
+    }
+
+    /// The keeper could not start it.
+    pub fn spawn_failed(&mut self, id: &str, error: &str) -> Option<Event> {
+        let generation = self.current.as_ref()?.endpoints.generation;
+        if id != spawn_id(generation) {
+            return None;
+        }
+        self.current = None;
+        let why = format!("the engine {} cannot be started: {error}", self.session.json.engine);
+        Some(Event::EngineFailed { generation, why })
+    }
+
+    /// The keeper says that a process has ended. The engine's end is told to the core when its sockets are read.
+    pub fn ended(&mut self, process: &Process, end: Option<ProcessEnd>) -> Option<ToKeeper> {
+        let current = self.current.as_mut()?;
+        if current.process.as_ref() != Some(process) {
+            return None;
+        }
+        let generation = current.endpoints.generation;
+        let was_ipc = current.endpoints.file.transport == Transport::Ipc;
+        if current.up.is_empty() && was_ipc && self.transport == TransportChoice::Auto {
+            tracing::info!("the engine ended before it bound an ipc socket: trying it with tcp");
+            match self.start_with(generation, Transport::Tcp) {
+                Ok(spawn) => return Some(spawn),
+                Err(error) => tracing::error!(%error, "the engine cannot be started with tcp"),
+            }
+            return None;
+        }
+        let mut why = keeper::describe_end(end.as_ref());
+        if !current.connected {
+            why.push_str(&format!(" before it was ready{}", log_tail(&self.session.dir.engine_log())));
+        }
+        current.end = Some((end, why));
+        let wait = if current.up.is_empty() { Duration::ZERO } else { DRAIN };
+        self.timer(generation, Timer::Drained, wait);
+        None
+    }
+
+    /// Takes in what the sockets and timers say.
+    pub fn input(&mut self, input: EngineInput, awaited: bool) -> EngineOutput {
+        let mut output = EngineOutput::default();
+        let Some(current) = self.current.as_mut() else { return output };
+        let now_generation = current.endpoints.generation;
+        match input {
+            EngineInput::Up { generation, channel } if generation == now_generation => {
+                if !current.up.contains(&channel) {
+                    current.up.push(channel);
+                }
+                if !current.connected && CHANNELS.iter().all(|channel| current.up.contains(channel)) {
+                    current.connected = true;
+                    output.event = Some(Event::EngineConnected { generation });
+                    self.timer(generation, Timer::ProbeAgain, PROBE_AGAIN_AFTER);
+                }
+            }
+            EngineInput::Down { generation, channel } if generation == now_generation => {
+                current.up.retain(|up| *up != channel);
+                if current.up.is_empty() && current.end.is_some() {
+                    output.event = self.drained();
+                }
+            }
+            EngineInput::Message { generation, channel, message } if generation == now_generation => {
+                output.event = Some(Event::EngineMessage { channel, message });
+            }
+            EngineInput::Timer { generation, timer } if generation == now_generation => {
+                self.on_timer(generation, timer, awaited, &mut output);
+            }
+            // Of an engine before this one.
+            EngineInput::Up { .. } | EngineInput::Down { .. } | EngineInput::Message { .. } | EngineInput::Timer { .. } => {}
+        }
+        output
+    }
+
+    fn on_timer(&mut self, generation: u32, timer: Timer, awaited: bool, output: &mut EngineOutput) {
+        let Some(current) = self.current.as_mut() else { return };
+        match timer {
+            Timer::ProbeAgain if awaited => {
+                output.event = Some(Event::EngineConnected { generation });
+                self.timer(generation, Timer::ProbeAgain, PROBE_AGAIN_AFTER);
+            }
+            Timer::ProbeAgain => {}
+            Timer::StartTimeout if current.connected || current.end.is_some() => {}
+            Timer::StartTimeout => {
+                tracing::error!("the engine did not bind its sockets in time");
+                output.keeper.extend(self.signal(libc::SIGKILL));
+            }
+            Timer::Terminate => output.keeper.extend(self.signal(libc::SIGTERM)),
+            Timer::Kill => output.keeper.extend(self.signal(libc::SIGKILL)),
+            Timer::Drained => output.event = self.drained(),
+        }
+    }
+
+    /// The engine is gone, and nothing more of it will come.
+    fn drained(&mut self) -> Option<Event> {
+        let (end, why) = self.current.as_mut()?.end.take()?;
+        let current = self.current.take()?;
+        Some(Event::EngineEnded { generation: current.endpoints.generation, end, why })
+    }
+
+    /// Sends to the engine; nothing where it is gone.
+    pub fn send(&self, channel: Channel, message: Message) {
+        if let Some(sender) = self.current.as_ref().and_then(|current| current.senders.get(&channel)) {
+            let _ = sender.send(message);
+        }
+    }
+
+    /// A signal to the engine's process group.
+    pub fn signal(&self, signal: i32) -> Option<ToKeeper> {
+        let process = self.process()?;
+        Some(ToKeeper::Signal { pid: process.pid, start_time: process.start_time, signal, group: true })
+    }
+
+    /// Asks it to end, and makes it end if it does not.
+    pub fn stop(&mut self, now: bool, request: Message) -> Option<ToKeeper> {
+        let generation = self.current.as_ref()?.endpoints.generation;
+        if now {
+            return self.signal(libc::SIGKILL);
+        }
+        self.send(Channel::Control, request);
+        self.timer(generation, Timer::Terminate, ORDERLY_END);
+        self.timer(generation, Timer::Kill, ORDERLY_END + TERM_END);
+        None
+    }
+
+    fn timer(&self, generation: u32, timer: Timer, after: Duration) {
+        let inbox = self.inbox.clone();
+        let at = Instant::now() + after;
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep_until(at).await;
+            inbox.send_now(Input::Engine(EngineInput::Timer { generation, timer }));
+        });
+    }
+}
+
+/// What follows of an [`EngineInput`].
+#[derive(Default)]
+pub(super) struct EngineOutput {
+    pub event: Option<Event>,
+    pub keeper: Option<ToKeeper>,
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+    }
+}
+
+impl Endpoints {
+    fn new(session: &Session, generation: u32, file: ConnectionFile) -> Self {
+        let key = file.key();
+        // The same for every host of this session, so that an adopted engine's replies find their way.
+        let identity = format!("farside-{}", session.json.id).into_bytes();
+        Self { generation, file, key, identity }
+    }
+}
+
+/// Keeps one of the engine's sockets connected: shell, control or stdin.
+async fn run_channel(
+    endpoints: Endpoints,
+    channel: Channel,
+    mut outgoing: mpsc::UnboundedReceiver<Message>,
+    inbox: Inbox<Input>,
+) {
+    let generation = endpoints.generation;
+    loop {
+        if let Some((reader, writer)) = connect_channel(&endpoints, channel).await {
+            inbox.send_now(Input::Engine(EngineInput::Up { generation, channel }));
+            tokio::select! {
+                () = read_channel(&endpoints, channel, reader, &inbox) => {}
+                () = write_channel(&endpoints, writer, &mut outgoing) => {}
+            }
+            inbox.send_now(Input::Engine(EngineInput::Down { generation, channel }));
+        }
+        tokio::time::sleep(RETRY_EVERY).await;
+    }
+}
+
+async fn connect_channel(endpoints: &Endpoints, channel: Channel) -> Option<(Reader, Writer)> {
+    let socket = match channel {
+        Channel::Shell => Socket::Shell,
+        Channel::Control => Socket::Control,
+        Channel::Stdin => Socket::Stdin,
+        Channel::Iopub => Socket::Iopub,
+    };
+    let stream = transport::connect(&endpoints.file.endpoint(socket)).await.ok()?;
+    let identity = &endpoints.identity;
+    match transport::handshake(stream, SocketType::Dealer, identity, Limits::default(), HANDSHAKE_TIMEOUT).await {
+        Ok((reader, writer, _)) => Some((reader, writer)),
+        Err(error) => {
+            tracing::debug!(%error, ?channel, "no handshake with the engine yet");
+            None
+        }
+    }
+}
+
+async fn read_channel(endpoints: &Endpoints, channel: Channel, mut reader: Reader, inbox: &Inbox<Input>) {
+    let generation = endpoints.generation;
+    loop {
+        let parts = match reader.recv().await {
+            Ok(Some(Incoming::Message(parts))) => parts,
+            Ok(Some(Incoming::Subscribe(_) | Incoming::Unsubscribe(_))) => continue,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::warn!(%error, ?channel, "the engine's socket broke");
+                return;
+            }
+        };
+        match frame::decode_trusted(parts, &endpoints.key) {
+            Ok(mut message) => {
+                message.identities.clear();
+                let bytes = message.size_bytes();
+                if !inbox.send(Input::Engine(EngineInput::Message { generation, channel, message }), bytes).await {
+                    return;
+                }
+            }
+            Err(error) => tracing::warn!(%error, ?channel, "the engine sent something that is no message; dropped"),
+        }
+    }
+}
+
+async fn write_channel(endpoints: &Endpoints, mut writer: Writer, outgoing: &mut mpsc::UnboundedReceiver<Message>) {
+    while let Some(message) = outgoing.recv().await {
+        if let Err(error) = writer.send(&frame::encode(&message, &endpoints.key)).await {
+            tracing::warn!(%error, "a request could not be sent to the engine");
+            return;
+        }
+    }
+    // Nothing more will be asked; what the engine says is still read.
+    std::future::pending::<()>().await;
+}
+
+fn spawn_id(generation: u32) -> String {
+    format!("engine-{generation}")
+}
+
+/// Variables that are farside's own business and must not reach an engine, in which a farside may be run.
+fn is_ours(name: &std::ffi::OsStr) -> bool {
+    name == "FARSIDE_SESSION"
+}
+
+fn connection_file(session: &Session, generation: u32, transport: Transport) -> io::Result<ConnectionFile> {
+    let (ip, ports, key_text) = match transport {
+        Transport::Ipc => {
+            // Sockets of its own for each engine: the one before may still be about to remove its own.
+            let prefix = format!("{}{generation}", session.dir.engine_ipc_prefix().display());
+            for port in 1..=5 {
+                let _ = std::fs::remove_file(format!("{prefix}-{port}"));
+            }
+            // No key: who can open these sockets can read the key's file as well, and hashing costs both ends.
+            (prefix, [1, 2, 3, 4, 5], String::new())
+        }
+        Transport::Tcp => ("127.0.0.1".to_owned(), free_ports()?, uuid::Uuid::new_v4().to_string()),
+    };
+    Ok(ConnectionFile {
+        transport,
+        ip,
+        ports,
+        key_text,
+        kernel_name: Some(session.json.engine.clone()),
+        jupyter_session: None,
+        other: serde_json::Map::new(),
+    })
+}
+
+/// Five loopback ports that are free now. Another process may take one before the engine does; then the engine ends
+/// and says so.
+fn free_ports() -> io::Result<[u32; 5]> {
+    let mut listeners = Vec::new();
+    let mut ports = [0; 5];
+    for port in &mut ports {
+        let listener = std::net::TcpListener::bind(("127.0.0.1", 0))?;
+        *port = u32::from(listener.local_addr()?.port());
+        listeners.push(listener);
+    }
+    Ok(ports)
+}
+
+fn write_private(path: &Path, text: &str) -> io::Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+    if let Some(dir) = path.parent() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let _ = std::fs::remove_file(path);
+    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    file.write_all(text.as_bytes())
+}
+
+/// The last lines of the engine's log, for an engine that did not come up: the reason is usually there.
+fn log_tail(path: &Path) -> String {
+    use std::io::{Read as _, Seek as _};
+    let read = || -> io::Result<String> {
+        let mut file = std::fs::File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(io::SeekFrom::Start(length.saturating_sub(LOG_TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
+    };
+    match read() {
+        Ok(text) if !text.is_empty() => format!(". The end of its log ({}):\n{text}\n", path.display()),
+        Ok(_) | Err(_) => String::new(),
+    }
+}

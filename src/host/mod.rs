@@ -1,0 +1,81 @@
+//! The host: one detached process a session, the async driver around the session core.
+//!
+//! Owns the engine, the journal and the link's socket. All decisions are the core's ([`crate::session::core`]); here
+//! is only what carries them out: [`driver`] the loop, [`engine`] the engine's process and sockets, [`ingest`] the
+//! thread that reads its iopub, [`clients`] the link, [`cursor`] what each reader of the journal gets, [`log`] the
+//! journal's writing end, [`lookup`] the index thread.
+
+mod clients;
+mod cursor;
+mod driver;
+mod engine;
+mod inbox;
+mod ingest;
+mod log;
+mod lookup;
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use crate::keeper::{EXIT_OTHER_HOST, HostArgs};
+use crate::state_dir::{HostLock, Session};
+
+/// The host's `main`: `args` are those after [`crate::keeper::HOST_COMMAND`]. Called before any thread or runtime is
+/// started. Exit code 0: the session has ended.
+pub fn main(args: &[OsString]) -> ExitCode {
+    let args = match HostArgs::take(args) {
+        Ok(args) => args,
+        Err(error) => {
+            eprintln!("farside host: {error}");
+            return ExitCode::from(2);
+        }
+    };
+    tracing_subscriber::fmt()
+        .with_writer(std::io::stderr)
+        .with_ansi(false)
+        .with_env_filter(log_filter())
+        .init();
+    match run(args) {
+        Ok(code) => code,
+        Err(error) => {
+            tracing::error!("{error}");
+            ExitCode::from(4)
+        }
+    }
+}
+
+fn log_filter() -> tracing_subscriber::EnvFilter {
+    tracing_subscriber::EnvFilter::try_from_env("FARSIDE_LOG")
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"))
+}
+
+fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
+    let session = Session::open(&args.dirs.session_dir)?;
+    let Some(lock) = HostLock::acquire(&session.dir)? else {
+        tracing::info!("another host holds this session");
+        return Ok(ExitCode::from(EXIT_OTHER_HOST));
+    };
+    keep_memory_small();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let local = tokio::task::LocalSet::new();
+    local.block_on(&runtime, driver::run(session, lock, args))?;
+    // A reader may still be in a file of the journal: nothing waits for it any more.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Lets large buffers go back to the system as soon as they are free: without a fixed bound the allocator learns
+/// from the first large message to keep all later ones.
+fn keep_memory_small() {
+    /// From here on a buffer is a mapping of its own.
+    const MAP_FROM_BYTES: libc::c_int = 128 << 10;
+    /// So much free memory at the heap's end is given back.
+    const TRIM_FROM_BYTES: libc::c_int = 1 << 20;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain numbers to the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_FROM_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_FROM_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
