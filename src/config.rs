@@ -4,7 +4,6 @@
 //! Invariant: a [`Config`] holds valid values only; an unknown key or a bad value is refused by its name, with the
 //! form it should have, and never silently ignored.
 
-mod duration;
 #[cfg(test)]
 mod tests;
 
@@ -15,7 +14,7 @@ use std::time::Duration;
 use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
-pub use duration::{DURATION_FORM, format_duration, parse_duration};
+pub use crate::duration::{DURATION_FORM, format_duration, parse_duration};
 
 /// One setting.
 #[derive(Debug)]

@@ -10,9 +10,11 @@
 pub mod cli;
 pub mod config;
 pub mod duration;
+pub mod host;
 pub mod journal;
 pub mod keeper;
 pub mod kernelspec;
+pub mod link;
 pub mod process;
 pub mod session;
 pub mod state_dir;

@@ -284,10 +284,10 @@ impl EngineDriver {
             Timer::StartTimeout if current.connected || current.end.is_some() => {}
             Timer::StartTimeout => {
                 tracing::error!("the engine did not bind its sockets in time");
-                output.keeper.extend(self.signal(libc::SIGKILL));
+                output.keeper = self.signal(libc::SIGKILL);
             }
-            Timer::Terminate => output.keeper.extend(self.signal(libc::SIGTERM)),
-            Timer::Kill => output.keeper.extend(self.signal(libc::SIGKILL)),
+            Timer::Terminate => output.keeper = self.signal(libc::SIGTERM),
+            Timer::Kill => output.keeper = self.signal(libc::SIGKILL),
             Timer::Drained => output.event = self.drained(),
         }
     }

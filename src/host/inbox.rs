@@ -25,10 +25,20 @@ pub struct Inbox<T> {
 /// An entry and its share of the bound, given back when it is dropped.
 #[derive(Debug)]
 pub struct Queued<T> {
-    /// What was sent.
-    pub item: T,
-    _share: Option<OwnedSemaphorePermit>,
+    item: T,
+    share: Option<OwnedSemaphorePermit>,
 }
+
+impl<T> Queued<T> {
+    /// The item, and what gives its share back when it is dropped.
+    pub fn into_parts(self) -> (T, Share) {
+        (self.item, Share(self.share))
+    }
+}
+
+/// A share of the bound.
+#[derive(Debug)]
+pub struct Share(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
 impl<T> Clone for Inbox<T> {
     fn clone(&self) -> Self {
@@ -49,11 +59,11 @@ impl<T> Inbox<T> {
         // At most UNITS_MAX, so it fits.
         let units = (bytes / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
         let Ok(share) = self.room.clone().acquire_many_owned(units).await else { return false };
-        self.sender.send(Queued { item, _share: Some(share) }).is_ok()
+        self.sender.send(Queued { item, share: Some(share) }).is_ok()
     }
 
     /// Queues something small that must not wait: the end of a process, a timer.
     pub fn send_now(&self, item: T) -> bool {
-        self.sender.send(Queued { item, _share: None }).is_ok()
+        self.sender.send(Queued { item, share: None }).is_ok()
     }
 }

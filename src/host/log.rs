@@ -5,8 +5,7 @@
 
 use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
-use std::rc::Rc;
-use std::cell::RefCell;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -40,17 +39,17 @@ pub enum Appended {
     Healed(Micros),
 }
 
-/// The newest records, shared with the readers of this thread.
+/// The newest records, shared with the readers.
 #[derive(Clone)]
 pub struct Tail {
-    shared: Rc<RefCell<Shared>>,
+    shared: Arc<Mutex<Shared>>,
     last: watch::Receiver<u64>,
     dir: PathBuf,
 }
 
 #[derive(Default)]
 struct Shared {
-    records: VecDeque<Rc<Record>>,
+    records: VecDeque<Arc<Record>>,
     bytes: usize,
 }
 
@@ -58,7 +57,7 @@ impl Log {
     /// `last_seq`: of the newest record in the journal.
     pub fn new(writer: Writer, dir: &Path, last_seq: u64) -> Self {
         let (last, receiver) = watch::channel(last_seq);
-        let tail = Tail { shared: Rc::default(), last: receiver, dir: dir.to_owned() };
+        let tail = Tail { shared: Arc::default(), last: receiver, dir: dir.to_owned() };
         Self { writer, tail, last, failing_since: None }
     }
 
@@ -73,11 +72,11 @@ impl Log {
     }
 
     /// Appends in one go, then shows the records to the readers.
-    pub fn append(&mut self, records: Vec<Rc<Record>>) -> Appended {
+    pub fn append(&mut self, records: Vec<Arc<Record>>) -> Appended {
         let Some(newest) = records.last() else { return Appended::Kept };
         let (last_seq, now) = (newest.seq, newest.time);
         let result = self.writer.append(&records);
-        self.tail.shared.borrow_mut().extend(records);
+        self.tail.lock().extend(records);
         self.last.send_replace(last_seq);
         match (result, self.failing_since) {
             (Ok(_), None) => Appended::Kept,
@@ -96,6 +95,11 @@ impl Log {
 }
 
 impl Tail {
+    fn lock(&self) -> MutexGuard<'_, Shared> {
+        // What is in it is whole at every step, also where a holder panicked.
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Number of the newest record.
     pub fn last_seq(&self) -> u64 {
         *self.last.borrow()
@@ -108,8 +112,8 @@ impl Tail {
 
     /// The records behind `seq` that are in memory, at most about `bytes_max`; `None` where the next one is not in
     /// memory any more.
-    pub fn behind(&self, seq: u64, bytes_max: usize) -> Option<Vec<Rc<Record>>> {
-        let shared = self.shared.borrow();
+    pub fn behind(&self, seq: u64, bytes_max: usize) -> Option<Vec<Arc<Record>>> {
+        let shared = self.lock();
         let first = match shared.records.front() {
             Some(record) => record.seq,
             None if seq >= self.last_seq() => return Some(Vec::new()),
@@ -129,6 +133,11 @@ impl Tail {
         Some(records.cloned().collect())
     }
 
+    /// Number of the oldest record in memory.
+    pub fn first_in_memory(&self) -> Option<u64> {
+        self.lock().records.front().map(|record| record.seq)
+    }
+
     /// The folder of the journal.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -136,7 +145,7 @@ impl Tail {
 }
 
 impl Shared {
-    fn extend(&mut self, records: Vec<Rc<Record>>) {
+    fn extend(&mut self, records: Vec<Arc<Record>>) {
         for record in records {
             self.bytes += cost(&record);
             self.records.push_back(record);

@@ -112,7 +112,7 @@ fn past_execution(
         Selector::MsgId(msg_id) => journal::Selector::ById(msg_id.clone()),
     };
     let Some(info) = index.execution(&selector)? else { return Ok(None) };
-    let reply_content = match info.reply {
+    let reply_content = match info.places.reply {
         Some(position) => match Reader::open_at(dir, position)?.read_at(position)? {
             Some(record) => match record.body {
                 Body::Reply { message, .. } => Some(message.content),
@@ -122,7 +122,7 @@ fn past_execution(
         },
         None => None,
     };
-    let first_seq = info.first_seq;
+    let first_seq = info.places.first_seq;
     Ok(Some(Box::new(PastExecution { summary: summary(info), first_seq, reply_content })))
 }
 

@@ -238,6 +238,8 @@ impl Rows {
                 info.reason = reason;
             }
             Note::HostStarted { .. }
+            | Note::EngineReady { .. }
+            | Note::Interrupted
             | Note::EngineStarted { .. }
             | Note::EngineEnded { .. }
             | Note::Gap { .. }

@@ -136,6 +136,22 @@ impl Outputs {
         })
     }
 
+    /// As [`Outputs::open`], for one who knows the first record's seq and not its place.
+    pub fn from_seq(
+        dir: &Path,
+        execution: ExecutionNumber,
+        from_seq: u64,
+        until_seq: u64,
+    ) -> io::Result<Self> {
+        let scan = LogScan::open(dir, from_seq, HEADS_CHUNK_BYTES)?;
+        Ok(Self {
+            scan,
+            execution,
+            until_seq,
+            done: false,
+        })
+    }
+
     fn advance(&mut self) -> io::Result<Option<Item>> {
         loop {
             match self.scan.next()? {

@@ -5,7 +5,9 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::frame::encode_record;
 use super::{Frame, LinkError};
+use crate::journal::record::Record;
 use crate::wire::zmtp::Outgoing;
 
 /// The least that is read at once: many small frames fit.
@@ -88,6 +90,11 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
     /// Puts a frame behind those that wait.
     pub fn push(&mut self, frame: &Frame) {
         frame.encode(|piece| self.outgoing.push_bytes(piece));
+    }
+
+    /// A [`Frame::Record`] of what is shared.
+    pub fn push_record(&mut self, part: u32, record: &Record) {
+        encode_record(part, record, |piece| self.outgoing.push_bytes(piece));
     }
 
     /// Bytes that wait.

@@ -1,6 +1,7 @@
 //! `%farside ...` in a cell: parsing and help.
 
 use super::event::Selector;
+use crate::duration::{DURATION_FORM, parse_duration};
 use crate::journal::record::ExecutionNumber;
 
 /// What `%farside help` prints.
@@ -56,9 +57,9 @@ fn parse(words: &str) -> Result<Magic, String> {
         ["retire"] => Ok(Magic::Retire),
         ["attach"] => Ok(Magic::Attach(Selector::Latest)),
         ["attach", which] => Ok(Magic::Attach(selector(which))),
-        ["extend", duration] => crate::duration::parse(duration)
+        ["extend", duration] => parse_duration(duration)
             .map(|duration| Magic::Extend(duration.as_secs()))
-            .map_err(|why| format!("%farside extend: {why}")),
+            .ok_or_else(|| format!("%farside extend takes {DURATION_FORM}, not `{duration}`")),
         ["extend"] => Err("%farside extend takes a duration, such as `%farside extend 2h`.".into()),
         [command @ ("help" | "status" | "history" | "retire" | "attach" | "extend"), ..] => {
             Err(format!("too many words after `%farside {command}`. `%farside help` shows how it is used."))

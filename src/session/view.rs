@@ -64,7 +64,11 @@ impl View {
             Body::Iopub { client: None, execution, message } => self.broadcast(record, *execution, message),
             Body::Iopub { client: Some(client), .. } if *client == self.client => Step::Deliver,
             Body::Note(Note::Attach { client, parent, n, first_seq }) if *client == self.client => {
-                self.mirrors.push(Mirror { parent: parent.clone(), n: *n });
+                let mirror = Mirror { parent: parent.clone(), n: *n };
+                // A client that comes back to this very place has it already.
+                if !self.mirrors.contains(&mirror) {
+                    self.mirrors.push(mirror);
+                }
                 Step::Replay(Replay {
                     n: *n,
                     first_seq: *first_seq,
@@ -85,10 +89,15 @@ impl View {
     /// A message made of a recorded one for another parent; `part` tells the copies of one record apart.
     pub fn copy(&self, record: &Record, message: &Message, parent: &str, part: usize) -> Message {
         let msg_type = message.header().map(|header| header.msg_type.into_owned()).unwrap_or_default();
+        self.made(record, message.clone(), &msg_type, parent, part)
+    }
+
+    /// A message that the reader made for an attachment at `record`.
+    pub fn made(&self, record: &Record, message: Message, msg_type: &str, parent: &str, part: usize) -> Message {
         let msg_id = self.copy_id(parent, record.seq, part);
         let header = HeaderFields {
             msg_id: &msg_id,
-            msg_type: &msg_type,
+            msg_type,
             session_id: &self.session_id,
             username: "farside",
             date: record.time,
@@ -96,7 +105,7 @@ impl View {
         Message {
             header: header.to_json(),
             parent_header: bytes::Bytes::copy_from_slice(parent.as_bytes()),
-            ..message.clone()
+            ..message
         }
     }
 

@@ -148,6 +148,10 @@ pub struct Status {
     /// The number of the running execution.
     #[serde(default)]
     pub running: Option<u64>,
+    /// The connection file of the last launcher: a launcher that is started again with the same one comes back to
+    /// this session, also where there is no key.
+    #[serde(default)]
+    pub connection_file: Option<String>,
 }
 
 impl Status {
@@ -165,6 +169,7 @@ impl Status {
             engine: None,
             busy_since: None,
             running: None,
+            connection_file: None,
         }
     }
 

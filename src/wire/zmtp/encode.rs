@@ -120,6 +120,18 @@ impl Outgoing {
         self.tail.put_slice(bytes);
     }
 
+    /// Adds bytes of another encoding, shared where they are many: the queue knows nothing of what it carries.
+    pub fn push_bytes(&mut self, bytes: Bytes) {
+        if bytes.len() >= COALESCE_BELOW_BYTES {
+            self.push_chunk(bytes);
+            return;
+        }
+        self.tail.put_slice(&bytes);
+        if self.tail.len() >= TAIL_BYTES_MAX {
+            self.seal();
+        }
+    }
+
     /// Bytes waiting.
     pub fn len(&self) -> usize {
         self.chunks_bytes + self.tail.len()

@@ -1,0 +1,176 @@
+//! The host's end of the link: accepts streams, and serves each with its cursor.
+
+use std::time::Duration;
+
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::{mpsc, oneshot};
+
+use super::cursor::Cursor;
+use super::driver::Input;
+use super::inbox::Inbox;
+use crate::journal::record::{Body, ClientId};
+use crate::link::{Frame, Hello, LinkReader, LinkWriter, Refusal, VERSION, Welcome};
+use crate::process;
+
+/// How long a client may take to say who it is.
+const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the last frames of a stream may take when the host ends.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A stream that a client wants to open.
+#[derive(Debug)]
+pub(super) struct Opening {
+    pub hello: Hello,
+    pub answer: oneshot::Sender<Result<Admission, Refusal>>,
+}
+
+/// What the driver gives a stream.
+pub(super) struct Admission {
+    pub stream: StreamId,
+    pub welcome: Welcome,
+    pub cursor: Cursor,
+    /// Acknowledgements, answers, the end.
+    pub side: mpsc::UnboundedReceiver<Frame>,
+}
+
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Admission({:?})", self.stream)
+    }
+}
+
+/// Names a stream in this host.
+pub(super) type StreamId = u64;
+
+/// Accepts until it is aborted.
+pub(super) async fn accept(listener: UnixListener, inbox: Inbox<Input>) {
+    let mut streams = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    streams.spawn_local(serve(stream, inbox.clone()));
+                }
+                Err(error) => {
+                    // Out of file descriptors, most likely: those that end give some back.
+                    tracing::warn!(%error, "a link could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = streams.join_next() => {}
+        }
+    }
+}
+
+async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
+    match process::peer_credentials(&stream) {
+        Ok(peer) if peer.uid == process::effective_uid() => {}
+        Ok(peer) => {
+            tracing::warn!(uid = peer.uid, "another user knocked at the link; refused");
+            return;
+        }
+        Err(error) => {
+            tracing::warn!(%error, "a link's peer is not known; refused");
+            return;
+        }
+    }
+    let (reader, writer) = stream.into_split();
+    let (mut reader, mut writer) = (LinkReader::new(reader), LinkWriter::new(writer));
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, reader.next()).await {
+        Ok(Ok(Some(Frame::Hello(hello)))) => hello,
+        Ok(Ok(_)) | Err(_) => return,
+        Ok(Err(error)) => {
+            tracing::warn!(%error, "something knocked at the link that does not speak its protocol");
+            return;
+        }
+    };
+    if hello.version != VERSION {
+        let _ = writer.send(&Frame::Refused(Refusal::Version { host: VERSION })).await;
+        return;
+    }
+    let (client, (answer, answered)) = (hello.client, oneshot::channel());
+    inbox.send_now(Input::Open(Opening { hello, answer }));
+    let admission = match answered.await {
+        Ok(Ok(admission)) => admission,
+        Ok(Err(refusal)) => {
+            let _ = writer.send(&Frame::Refused(refusal)).await;
+            return;
+        }
+        Err(_) => return,
+    };
+    let stream = admission.stream;
+    tokio::select! {
+        () = read(&mut reader, client, stream, &inbox) => {}
+        () = write(&mut writer, admission) => {}
+    }
+    inbox.send_now(Input::Closed { client, stream });
+}
+
+async fn read(reader: &mut LinkReader<OwnedReadHalf>, client: ClientId, stream: StreamId, inbox: &Inbox<Input>) {
+    loop {
+        match reader.next().await {
+            Ok(Some(Frame::Record { record, .. })) => {
+                let Body::Request { channel, message, .. } = record.body else {
+                    tracing::warn!("a client sent a record that is no request; ignored");
+                    continue;
+                };
+                let bytes = message.size_bytes();
+                let input = Input::Request { client, stream, number: record.seq, channel, message };
+                if !inbox.send(input, bytes).await {
+                    return;
+                }
+            }
+            Ok(Some(Frame::Command { id, command })) => {
+                inbox.send_now(Input::Command { client, stream, id, command });
+            }
+            Ok(Some(other)) => tracing::warn!(?other, "a client sent what only a host sends; ignored"),
+            Ok(None) => return,
+            Err(error) => {
+                tracing::info!(%error, "a client's link ended");
+                return;
+            }
+        }
+    }
+}
+
+async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
+    let Admission { welcome, mut cursor, mut side, .. } = admission;
+    if writer.send(&Frame::Welcome(welcome)).await.is_err() {
+        return;
+    }
+    loop {
+        // Never cancelled: a replay that is being made must not be made again for each acknowledgement.
+        let mut next = std::pin::pin!(cursor.next());
+        let deliveries = loop {
+            tokio::select! {
+                biased;
+                frame = side.recv() => match frame {
+                    Some(frame) => {
+                        if writer.send(&frame).await.is_err() {
+                            return;
+                        }
+                    }
+                    None => return,
+                },
+                deliveries = &mut next => break deliveries,
+            }
+        };
+        let Some(deliveries) = deliveries else { break };
+        for delivery in deliveries {
+            writer.push_record(delivery.part, &delivery.record);
+        }
+        if writer.flush().await.is_err() {
+            return;
+        }
+    }
+    // The host ends: its last words.
+    let goodbye = async {
+        while let Some(frame) = side.recv().await {
+            writer.push(&frame);
+        }
+        writer.flush().await
+    };
+    let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
+}

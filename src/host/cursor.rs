@@ -1,0 +1,227 @@
+//! A reader's way through the journal: from the records in memory while it keeps up, from the files where it lags.
+//!
+//! A reader that stops reading costs one batch of memory and delays nobody.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::log::Tail;
+use crate::journal::record::{Body, ClientId, Record};
+use crate::journal::{self, Item};
+use crate::link::{Hello, Resume};
+use crate::session::outputs::{Compactor, Limits};
+use crate::session::view::{Replay, Step, View};
+use crate::wire::{Channel, Message};
+
+/// What is read at once, from memory or from disk.
+const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// See the module.
+pub(super) struct Cursor {
+    client: ClientId,
+    replies: bool,
+    iopub: bool,
+    view: View,
+    tail: Tail,
+    /// The last record that was handled.
+    seq: u64,
+    /// Up to here the client has everything already.
+    skip: (u64, u32),
+    disk: Option<journal::Reader>,
+    hint: String,
+}
+
+/// One message for the client.
+pub(super) struct Delivery {
+    /// See [`Resume::part`].
+    pub part: u32,
+    /// The record, or what was made of it.
+    pub record: Arc<Record>,
+}
+
+impl Cursor {
+    pub fn new(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
+        let last = tail.last_seq();
+        let Resume { seq, part, mirrors } =
+            hello.resume.clone().unwrap_or(Resume { seq: last, part: u32::MAX, mirrors: Vec::new() });
+        Self {
+            client: hello.client,
+            replies: hello.replies,
+            iopub: hello.iopub,
+            view: View::new(hello.client, session_id.to_owned(), mirrors),
+            tail,
+            // The last record seen is handled once more, for what it was not seen of.
+            seq: if part == u32::MAX { seq.min(last) } else { seq.min(last).saturating_sub(1) },
+            skip: (seq, part),
+            disk: None,
+            hint: format!("`farside logs {session}`"),
+        }
+    }
+
+    /// What comes next; waits for it. `None`: the host ends. Cancelled, it goes on where it was.
+    pub async fn next(&mut self) -> Option<Vec<Delivery>> {
+        loop {
+            if !self.tail.clone().wait_behind(self.seq).await {
+                return None;
+            }
+            let records = match self.tail.behind(self.seq, BATCH_BYTES_MAX) {
+                Some(records) => {
+                    self.disk = None;
+                    records
+                }
+                None => self.from_disk().await,
+            };
+            let mut deliveries = Vec::with_capacity(records.len());
+            for record in records {
+                let seq = record.seq;
+                let replay = self.handle(record, &mut deliveries);
+                self.seq = seq;
+                if let Some((record, replay)) = replay {
+                    // What stands before it is on its way already when a long replay is made.
+                    self.replay(&record, replay, &mut deliveries).await;
+                }
+            }
+            if !deliveries.is_empty() {
+                return Some(deliveries);
+            }
+        }
+    }
+
+    fn handle(&mut self, record: Arc<Record>, to: &mut Vec<Delivery>) -> Option<(Arc<Record>, Replay)> {
+        if let Body::Reply { client, channel, .. } = &record.body {
+            debug_assert_ne!(*channel, Channel::Iopub);
+            if self.replies && *client == self.client {
+                self.deliver(0, record, to);
+            }
+            return None;
+        }
+        if !self.iopub {
+            return None;
+        }
+        match self.view.handle(&record) {
+            Step::Skip => None,
+            Step::Deliver => {
+                self.deliver(0, record, to);
+                None
+            }
+            Step::DeliverWith(copies) => {
+                self.deliver(0, record.clone(), to);
+                for (part, copy) in (1..).zip(copies) {
+                    self.deliver(part, made_of(&record, copy), to);
+                }
+                None
+            }
+            Step::Replay(replay) => {
+                self.deliver(0, record.clone(), to);
+                Some((record, replay))
+            }
+        }
+    }
+
+    async fn replay(&mut self, record: &Arc<Record>, replay: Replay, to: &mut Vec<Delivery>) {
+        let dir = self.tail.dir().to_owned();
+        let (wanted, hint) = (replay.clone(), format!("{} {} shows them all", self.hint, replay.n));
+        let made = tokio::task::spawn_blocking(move || outputs_so_far(dir, &wanted, &hint)).await;
+        let messages = match made {
+            Ok(Ok(messages)) => messages,
+            Ok(Err(error)) => vec![unreadable(&error)],
+            Err(error) => vec![unreadable(&error)],
+        };
+        for (part, (msg_type, message)) in messages.into_iter().enumerate() {
+            let copy = self.view.made(record, message, &msg_type, &replay.parent, part);
+            self.deliver(part as u32 + 1, made_of(record, copy), to);
+        }
+    }
+
+    fn deliver(&self, part: u32, record: Arc<Record>, to: &mut Vec<Delivery>) {
+        if (record.seq, part) > self.skip {
+            to.push(Delivery { part, record });
+        }
+    }
+
+    async fn from_disk(&mut self) -> Vec<Arc<Record>> {
+        let (reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
+        let read = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
+            let mut reader = match reader {
+                Some(reader) => reader,
+                None => journal::Reader::open(&dir, seq + 1)?,
+            };
+            let items = reader.next_batch(BATCH_BYTES_MAX)?;
+            Ok((reader, items))
+        });
+        let items = match read.await {
+            Ok(Ok((reader, items))) => {
+                self.disk = Some(reader);
+                items
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "a reader that lags cannot read the journal");
+                Vec::new()
+            }
+            Err(error) => {
+                tracing::error!(%error, "a reader that lags cannot read the journal");
+                Vec::new()
+            }
+        };
+        let mut records = Vec::new();
+        for item in items {
+            match item {
+                Item::Record(record, _) => records.push(record),
+                Item::Gap(gap) => tracing::warn!(?gap, "a reader came to a gap in the journal"),
+            }
+        }
+        if records.is_empty() {
+            // Nothing of what lies behind us can be read: what is in memory is the next there is.
+            self.disk = None;
+            self.seq = self.tail.first_in_memory().map_or(self.seq, |first| first.saturating_sub(1)).max(self.seq);
+        }
+        records
+    }
+}
+
+fn made_of(record: &Record, message: Message) -> Arc<Record> {
+    let body = Body::Iopub { client: None, execution: 0, message };
+    Arc::new(Record { seq: record.seq, time: record.time, body })
+}
+
+fn unreadable(error: &dyn std::fmt::Display) -> (String, Message) {
+    let text = format!("[farside] the outputs so far cannot be read from the journal: {error}\n");
+    let content = serde_json::json!({ "name": "stderr", "text": text });
+    let message = Message {
+        metadata: Bytes::from_static(b"{}"),
+        content: content.to_string().into(),
+        ..Message::default()
+    };
+    ("stream".into(), message)
+}
+
+/// The execution's input and compacted outputs; blocks on the journal's files.
+fn outputs_so_far(dir: PathBuf, replay: &Replay, hint: &str) -> std::io::Result<Vec<(String, Message)>> {
+    let mut input = None;
+    let mut compactor = Compactor::new(Limits::default(), hint);
+    let outputs = journal::Outputs::from_seq(&dir, replay.n, replay.first_seq, replay.until_seq.saturating_sub(1))?;
+    for item in outputs {
+        match item? {
+            Item::Record(record, _) => {
+                let Body::Iopub { message, .. } = &record.body else { continue };
+                let Ok(header) = message.header() else { continue };
+                let msg_type = header.msg_type.into_owned();
+                match msg_type.as_str() {
+                    "execute_input" => input = Some((msg_type, message.clone())),
+                    _ => compactor.push_as(&msg_type, message),
+                }
+            }
+            Item::Gap(_) => {
+                let (_, message) = unreadable(&"a part of it is damaged and left out here");
+                compactor.push_as("stream", &message);
+            }
+        }
+    }
+    let replayed = compactor.replay().into_iter().map(|output| {
+        let msg_type = output.msg_type.to_string();
+        (msg_type, output.into_message(Bytes::new(), Bytes::new()))
+    });
+    Ok(input.into_iter().chain(replayed).collect())
+}

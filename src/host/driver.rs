@@ -1,0 +1,587 @@
+//! The host's loop: takes in what happens, lets the core decide, and carries its effects out in order.
+//!
+//! Each turn takes all that has come, appends the records of all of it in one write, shows them to the readers, and
+//! only then sends to the engine and to clients.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::json;
+use tokio::net::UnixListener;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::clients::{self, Admission, Opening, StreamId};
+use super::cursor::Cursor;
+use super::engine::{EngineDriver, EngineInput, TransportChoice};
+use super::inbox::{Inbox, Queued};
+use super::log::{Appended, Log};
+use super::lookup::Lookups;
+use crate::journal::record::{ClientId, Record};
+use crate::journal::{Writer, WriterOptions};
+use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
+use crate::link::{Frame, Refusal, VERSION, Welcome};
+use crate::process::PidFd;
+use crate::session::core::{Core, Facts};
+use crate::session::event::{Command, Effect, Event};
+use crate::session::state::State;
+use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
+use crate::wire::message::HeaderFields;
+use crate::wire::{Channel, Message};
+
+/// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
+const TURN_INPUTS_MAX: usize = 512;
+
+/// status.json is written so long after a change, with all changes up to then.
+const STATUS_DELAY: Duration = Duration::from_millis(15);
+
+/// How long a client whose link broke may take to come back before it counts as gone; its process lives.
+const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the clients' last frames may take when the session has ended.
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What comes into the driver's inbox.
+#[derive(Debug)]
+pub(super) enum Input {
+    Event(Event),
+    Iopub { generation: u32, messages: Vec<Message> },
+    Engine(EngineInput),
+    Open(Opening),
+    Closed { client: ClientId, stream: StreamId },
+    Request { client: ClientId, stream: StreamId, number: u64, channel: Channel, message: Message },
+    Command { client: ClientId, stream: StreamId, id: u64, command: Command },
+    /// A client that had left for a moment should be back.
+    Expected { client: ClientId },
+    /// The process that a client lives for is gone.
+    Orphaned { client: ClientId },
+}
+
+/// A client as the driver knows it.
+struct Attached {
+    pid: u32,
+    /// Its stream for replies, while it has one.
+    main: Option<StreamId>,
+    claims: bool,
+}
+
+struct Driver {
+    session: Session,
+    lock: HostLock,
+    core: Core,
+    log: Log,
+    lookups: Lookups,
+    keeper: Keeper,
+    engine: EngineDriver,
+    inbox: Inbox<Input>,
+    clients: HashMap<ClientId, Attached>,
+    streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
+    next_stream: StreamId,
+    /// Of this turn.
+    records: Vec<Arc<Record>>,
+    after: Vec<Effect>,
+    acks: HashMap<StreamId, u64>,
+    /// Streams that wait for the answer to their command.
+    commands: HashMap<u64, (StreamId, u64)>,
+    next_command: u64,
+    status_due: Option<Instant>,
+    connection_file: Option<String>,
+    over: bool,
+}
+
+/// Runs the session until it ends.
+pub(super) async fn run(session: Session, lock: HostLock, args: HostArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let config = crate::config::Config::load(&crate::config::Flags::default())?.config;
+    session.dir.ensure_sockets_dir()?;
+    let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
+    let mut state = recovered.checkpoint.as_ref().and_then(State::from_checkpoint).unwrap_or_default();
+    for record in &recovered.after {
+        state.apply(&record.record);
+    }
+    let (inbox, mut receiver) = Inbox::new();
+    let keeper = Keeper::new(args)?;
+    let transport = match config.engine_transport {
+        crate::config::EngineTransport::Auto => TransportChoice::Auto,
+        crate::config::EngineTransport::Ipc => TransportChoice::Ipc,
+        crate::config::EngineTransport::Tcp => TransportChoice::Tcp,
+    };
+    let facts = Facts {
+        id: session.json.id.clone(),
+        name: session.json.name.clone(),
+        engine: session.json.engine.clone(),
+        interrupt_by_message: session.json.interrupt_by_message,
+        session_id: format!("farside-{}", session.json.id),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+    };
+    let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
+    let journal_dir = session.dir.journal();
+    let mut driver = Driver {
+        core: Core::new(facts, nonce, state, recovered.next_seq),
+        log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
+        lookups: Lookups::start(journal_dir, inbox.clone())?,
+        engine: EngineDriver::new(session.clone(), inbox.clone(), config.engine_start_timeout, transport),
+        keeper,
+        session,
+        lock,
+        inbox,
+        clients: HashMap::new(),
+        streams: HashMap::new(),
+        next_stream: 0,
+        records: Vec::new(),
+        after: Vec::new(),
+        acks: HashMap::new(),
+        commands: HashMap::new(),
+        next_command: 0,
+        status_due: None,
+        connection_file: None,
+        over: false,
+    };
+    driver.open()?;
+    let listener = bind_link(&driver.session)?;
+    let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
+    let result = driver.turns(&mut receiver).await;
+    driver.close().await;
+    accepting.abort();
+    result
+}
+
+/// The link's socket, ours alone from its first moment on: its folder is 0700.
+fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
+    let path = session.dir.link_socket();
+    match std::fs::remove_file(&path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    UnixListener::bind(path)
+}
+
+impl Driver {
+    /// The first turn: what an earlier host left is taken over.
+    fn open(&mut self) -> std::io::Result<()> {
+        let (gap_from, ended) = (self.core.state().last_record, self.core.state().ended.is_some());
+        if ended {
+            self.over = true;
+            return Ok(());
+        }
+        for (client, known) in self.core.state().clients.clone() {
+            let claims = known.kind == "launcher";
+            self.clients.insert(client, Attached { pid: known.pid, main: None, claims });
+            self.expect(client);
+        }
+        let engine = (self.core.state().generation, self.core.state().engine_pid, self.core.state().engine_start_time);
+        let effects = self.core.open(std::process::id(), now());
+        self.take(effects);
+        if let (generation, Some(pid), start_time) = engine {
+            self.adopt(generation, pid, start_time, gap_from);
+        }
+        self.status_due = Some(Instant::now());
+        self.commit();
+        Ok(())
+    }
+
+    fn adopt(&mut self, generation: u32, pid: u32, start_time: u64, gap_from: u64) {
+        let lives = ProcessId { pid, start_ticks: start_time }.is_alive();
+        if lives {
+            let why = "the process that keeps this session was killed and replaced".to_owned();
+            self.event(Event::Adopted { gap_from, why });
+            let process = Process { id: format!("engine-{generation}"), pid, start_time };
+            match self.engine.adopt(generation, process) {
+                Ok(watch) => self.tell_keeper(watch),
+                Err(why) => self.event(Event::EngineEnded { generation, end: None, why }),
+            }
+        } else {
+            // How it ended, a keeper that lived on will say with its first word.
+            self.inbox.send_now(Input::Event(Event::EngineEnded {
+                generation,
+                end: None,
+                why: "ended while nobody watched it".into(),
+            }));
+        }
+    }
+
+    async fn turns(
+        &mut self,
+        receiver: &mut mpsc::UnboundedReceiver<Queued<Input>>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        let mut inputs = Vec::with_capacity(TURN_INPUTS_MAX);
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        while !self.over {
+            let status_due = self.status_due;
+            tokio::select! {
+                biased;
+                message = self.keeper.recv() => self.on_keeper(message),
+                _ = receiver.recv_many(&mut inputs, TURN_INPUTS_MAX) => {}
+                _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
+                () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
+                    if status_due.is_some() => self.write_status(),
+            }
+            let mut shares = Vec::with_capacity(inputs.len());
+            for queued in inputs.drain(..) {
+                let (item, share) = queued.into_parts();
+                shares.push(share);
+                self.input(item);
+            }
+            self.commit();
+            // Only now is there room for more: what was taken in is written.
+            drop(shares);
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, event: Event) {
+        let effects = self.core.handle(event, now());
+        self.take(effects);
+    }
+
+    fn take(&mut self, effects: Vec<Effect>) {
+        for effect in effects {
+            match effect {
+                Effect::Record(record) => self.records.push(Arc::new(record)),
+                later => self.after.push(later),
+            }
+        }
+    }
+
+    fn input(&mut self, input: Input) {
+        match input {
+            Input::Event(event) => self.event(event),
+            Input::Iopub { generation, messages } => {
+                if generation == self.core.state().generation {
+                    for message in messages {
+                        self.event(Event::EngineMessage { channel: Channel::Iopub, message });
+                    }
+                }
+            }
+            Input::Engine(input) => {
+                let output = self.engine.input(input, self.core.awaits_engine());
+                if let Some(message) = output.keeper {
+                    self.tell_keeper(message);
+                }
+                if let Some(event) = output.event {
+                    self.event(event);
+                }
+            }
+            Input::Open(opening) => self.on_open(opening),
+            Input::Closed { client, stream } => self.on_closed(client, stream),
+            Input::Request { client, stream, number, channel, message } => {
+                self.event(Event::Request { client, channel, message });
+                self.acks.insert(stream, number);
+            }
+            Input::Command { client, stream, id, command } => {
+                self.next_command += 1;
+                self.commands.insert(self.next_command, (stream, id));
+                self.event(Event::Command { id: self.next_command, client, command });
+            }
+            Input::Expected { client } => {
+                if self.clients.get(&client).is_some_and(|attached| attached.main.is_none()) {
+                    self.detach(client, "its link broke and did not come back");
+                }
+            }
+            Input::Orphaned { client } => {
+                if self.clients.contains_key(&client) {
+                    self.detach(client, "the process it lived for is gone");
+                }
+            }
+        }
+    }
+
+    /// Writes what this turn brought, and then does the rest of it.
+    fn commit(&mut self) {
+        while !self.records.is_empty() || !self.after.is_empty() {
+            let records = std::mem::take(&mut self.records);
+            if !records.is_empty() {
+                let appended = self.log.append(records);
+                self.lookups.catch_up();
+                self.status_due.get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+                match appended {
+                    Appended::Kept | Appended::StillFailing => {}
+                    Appended::Failed(why) => self.event(Event::JournalFailed { why }),
+                    Appended::Healed(from) => self.event(Event::JournalHealed { from }),
+                }
+                if self.log.wants_checkpoint() {
+                    let effects = self.core.checkpoint(now());
+                    self.take(effects);
+                }
+            }
+            for effect in std::mem::take(&mut self.after) {
+                self.carry_out(effect);
+            }
+        }
+        for (stream, number) in std::mem::take(&mut self.acks) {
+            self.tell(stream, Frame::Ack { number });
+        }
+    }
+
+    fn carry_out(&mut self, effect: Effect) {
+        match effect {
+            Effect::Record(record) => self.records.push(Arc::new(record)),
+            Effect::ToEngine(channel, message) => self.engine.send(channel, message),
+            Effect::StartEngine { generation } => match self.engine.start(generation) {
+                Ok(spawn) => self.tell_keeper(spawn),
+                Err(error) => {
+                    let why = format!("the engine cannot be started: {error}");
+                    self.event(Event::EngineFailed { generation, why });
+                }
+            },
+            Effect::InterruptEngine => {
+                if let Some(signal) = self.engine.signal(libc::SIGINT) {
+                    self.tell_keeper(signal);
+                }
+            }
+            Effect::StopEngine { now: at_once, restart } => {
+                let request = self.shutdown_request(restart);
+                if let Some(signal) = self.engine.stop(at_once, request) {
+                    self.tell_keeper(signal);
+                }
+            }
+            Effect::Query(id, query) => {
+                let session = serde_json::to_value(self.session.facts()).unwrap_or_default();
+                self.lookups.ask(id, query, session);
+            }
+            Effect::Reply { id, answer, .. } => {
+                if let Some((stream, id)) = self.commands.remove(&id) {
+                    self.tell(stream, Frame::Answer { id, answer });
+                }
+            }
+            Effect::End => self.over = true,
+        }
+    }
+
+    fn shutdown_request(&self, restart: bool) -> Message {
+        let msg_id = uuid::Uuid::new_v4().to_string();
+        let header = HeaderFields {
+            msg_id: &msg_id,
+            msg_type: "shutdown_request",
+            session_id: "farside",
+            username: "farside",
+            date: now(),
+        };
+        Message::new(&header, &bytes::Bytes::new(), &json!({ "restart": restart }))
+    }
+
+    fn tell(&mut self, stream: StreamId, frame: Frame) {
+        if let Some(side) = self.streams.get(&stream) {
+            let _ = side.send(frame);
+        }
+    }
+
+    fn tell_keeper(&mut self, message: ToKeeper) {
+        if let Err(error) = self.keeper.send(message) {
+            tracing::error!(%error, "the keeper cannot be asked");
+            let generation = self.core.state().generation + 1;
+            let why = format!("the engine cannot be started: {error}");
+            self.event(Event::EngineFailed { generation, why });
+        }
+    }
+
+    fn on_keeper(&mut self, message: FromKeeper) {
+        match message {
+            FromKeeper::Hello(hello) => {
+                for ended in hello.ended {
+                    self.on_keeper(FromKeeper::Ended(ended));
+                }
+            }
+            FromKeeper::Spawned(process) => {
+                if let Some(event) = self.engine.spawned(process) {
+                    self.event(event);
+                }
+            }
+            FromKeeper::SpawnFailed { id, error } => {
+                if let Some(event) = self.engine.spawn_failed(&id, &error) {
+                    self.event(event);
+                }
+            }
+            FromKeeper::Ended(ended) => {
+                self.tell_keeper(ToKeeper::Ack { pid: ended.process.pid, start_time: ended.process.start_time });
+                let why = crate::keeper::describe_end(ended.end.as_ref());
+                tracing::info!(process = ended.process.id, pid = ended.process.pid, "{why}");
+                if let Some(message) = self.engine.ended(&ended.process, ended.end.clone()) {
+                    self.tell_keeper(message);
+                } else if self.engine.process().is_none() && self.is_our_engine(&ended.process) {
+                    // It ended while no host was there.
+                    let generation = self.core.state().generation;
+                    self.event(Event::EngineEnded { generation, end: ended.end, why });
+                }
+            }
+            FromKeeper::Refused { about, error } => tracing::warn!(about, error, "the keeper refused"),
+            FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
+            FromKeeper::Unknown => {}
+        }
+    }
+
+    fn is_our_engine(&self, process: &Process) -> bool {
+        let state = self.core.state();
+        state.engine_pid == Some(process.pid) && state.engine_start_time == process.start_time
+    }
+
+    fn end(&mut self, reason: &str) {
+        let command = Command::Stop { now: false, reason: reason.to_owned() };
+        self.event(Event::Command { id: 0, client: ClientId::nil(), command });
+    }
+
+    fn on_open(&mut self, opening: Opening) {
+        let Opening { hello, answer } = opening;
+        if self.over || self.core.state().ended.is_some() {
+            let _ = answer.send(Err(Refusal::Ending));
+            return;
+        }
+        if hello.claim && self.is_claimed_by_other(hello.client) {
+            let _ = answer.send(Err(Refusal::Attached));
+            return;
+        }
+        // The records up to here must be visible to the cursor's idea of "now".
+        self.commit();
+        self.next_stream += 1;
+        let stream = self.next_stream;
+        let (sender, side) = mpsc::unbounded_channel();
+        self.streams.insert(stream, sender);
+        let facts = &self.session.json;
+        let session_id = format!("farside-{}", facts.id);
+        let tail = self.log.tail();
+        let seq = tail.last_seq();
+        let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);
+        let welcome = Welcome {
+            version: VERSION,
+            session: facts.id.clone(),
+            name: facts.name.clone(),
+            session_id,
+            seq,
+            farside: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        if hello.replies {
+            let known = self.clients.insert(
+                hello.client,
+                Attached { pid: hello.pid, main: Some(stream), claims: hello.claim },
+            );
+            if let Some(file) = hello.connection_file {
+                self.connection_file = Some(file);
+            }
+            if known.is_none() {
+                let Some(kind) = Some(hello.kind.clone()) else { return };
+                self.event(Event::ClientAttached { client: hello.client, kind, pid: hello.pid });
+            }
+            if let Some(parent) = hello.parent_pid {
+                self.watch_parent(hello.client, parent);
+            }
+        }
+        let admission = Admission { stream, welcome, cursor, side };
+        let _ = answer.send(Ok(admission));
+    }
+
+    /// Another launcher has the session, and lives.
+    fn is_claimed_by_other(&mut self, client: ClientId) -> bool {
+        let others: Vec<(ClientId, u32)> = self
+            .clients
+            .iter()
+            .filter(|(other, attached)| **other != client && attached.claims)
+            .map(|(other, attached)| (*other, attached.pid))
+            .collect();
+        for (other, pid) in others {
+            if PidFd::open(pid).is_ok_and(|process| !process.has_ended()) {
+                return true;
+            }
+            self.detach(other, "its process is gone");
+        }
+        false
+    }
+
+    fn watch_parent(&mut self, client: ClientId, parent: u32) {
+        let inbox = self.inbox.clone();
+        match PidFd::open(parent) {
+            Ok(parent) => {
+                tokio::task::spawn_local(async move {
+                    if parent.wait().await.is_ok() {
+                        inbox.send_now(Input::Orphaned { client });
+                    }
+                });
+            }
+            Err(_) => {
+                inbox.send_now(Input::Orphaned { client });
+            }
+        }
+    }
+
+    fn on_closed(&mut self, client: ClientId, stream: StreamId) {
+        self.streams.remove(&stream);
+        let Some(attached) = self.clients.get_mut(&client) else { return };
+        if attached.main != Some(stream) {
+            return;
+        }
+        attached.main = None;
+        let lives = PidFd::open(attached.pid).is_ok_and(|process| !process.has_ended());
+        if lives && attached.claims {
+            self.expect(client);
+        } else {
+            self.detach(client, "it left");
+        }
+    }
+
+    fn expect(&mut self, client: ClientId) {
+        let inbox = self.inbox.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(RETURN_TIMEOUT).await;
+            inbox.send_now(Input::Expected { client });
+        });
+    }
+
+    fn detach(&mut self, client: ClientId, why: &str) {
+        self.clients.remove(&client);
+        self.event(Event::ClientDetached { client, why: why.to_owned() });
+    }
+
+    fn write_status(&mut self) {
+        self.status_due = None;
+        let status = self.status();
+        if let Err(error) = self.session.dir.write_status(&self.lock, &status) {
+            tracing::warn!(%error, "status.json cannot be written");
+        }
+    }
+
+    fn status(&self) -> Status {
+        let state = self.core.state();
+        let running = state.running();
+        Status {
+            state: match self.core.session_state() {
+                "starting" => SessionState::Starting,
+                "busy" => SessionState::Busy,
+                "waiting_input" => SessionState::WaitingInput,
+                "ended" => SessionState::Ended,
+                _ => SessionState::Idle,
+            },
+            attached: self.clients.len() as u32,
+            executions: state.last_n,
+            last_activity: (state.last_activity > 0).then_some(state.last_activity),
+            ends_at: None,
+            ended_at: state.ended.is_some().then_some(state.last_record),
+            end_reason: state.ended.clone(),
+            host: ProcessId::of(std::process::id()),
+            engine: state
+                .engine_pid
+                .map(|pid| ProcessId { pid, start_ticks: state.engine_start_time }),
+            busy_since: running.and_then(|(_, execution)| execution.started),
+            running: running.map(|(n, _)| n),
+            connection_file: self.connection_file.clone(),
+        }
+    }
+
+    /// The session has ended: the index is brought up to date, the last word is written, and all hear of it.
+    async fn close(&mut self) {
+        self.commit();
+        self.lookups.finish();
+        self.write_status();
+        let reason = self.core.state().ended.clone().unwrap_or_default();
+        for side in self.streams.values() {
+            let _ = side.send(Frame::Ended { reason: reason.clone() });
+        }
+        let streams = std::mem::take(&mut self.streams);
+        let gone = async {
+            for side in streams.into_values() {
+                side.closed().await;
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE_TIMEOUT, gone).await;
+        let _ = std::fs::remove_dir_all(self.session.dir.sockets());
+        self.tell_keeper(ToKeeper::Bye);
+    }
+}
