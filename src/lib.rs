@@ -14,6 +14,7 @@ pub mod host;
 pub mod journal;
 pub mod keeper;
 pub mod kernelspec;
+pub mod launcher;
 pub mod link;
 pub mod process;
 pub mod session;

@@ -3,15 +3,14 @@
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use farside::keeper::{HOST_COMMAND, KEEPER_COMMAND};
+
 fn main() -> ExitCode {
-    let args: Vec<OsString> = std::env::args_os().collect();
-    // The keeper forks, so it must come before there is any thread, any runtime, any file open.
-    if args
-        .get(1)
-        .is_some_and(|command| command == farside::keeper::KEEPER_COMMAND)
-    {
-        return farside::keeper::main(&args[2..]);
+    // The keeper forks, so it must come before there is any thread; the host takes its socket out of stdin.
+    let args: Vec<OsString> = std::env::args_os().skip(1).collect();
+    match args.split_first() {
+        Some((command, rest)) if command == KEEPER_COMMAND => farside::keeper::main(rest),
+        Some((command, rest)) if command == HOST_COMMAND => farside::host::main(rest),
+        Some(_) | None => farside::cli::main(),
     }
-    // Here too goes the host, once it exists: `farside::keeper::HOST_COMMAND`.
-    farside::cli::main()
 }

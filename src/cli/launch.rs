@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
-use super::{Exit, Output, not_built_yet};
+use super::{Exit, Output};
 use crate::config::{Config, Flags};
+use crate::launcher::{self, choice::Wanted};
 
 /// Serve a frontend's connection file; started by frontends from a kernelspec that `farside install` wrote.
 #[derive(Debug, clap::Args)]
@@ -27,6 +28,16 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let _settings = Config::load(&args.settings)?;
-    not_built_yet("launch")
+    let settings = Config::load(&args.settings)?;
+    super::client::log_to_stderr(&settings.config.log);
+    let file = launcher::read_connection_file(&args.connection_file)?;
+    let named = args.session.clone().or_else(|| std::env::var("FARSIDE_SESSION").ok());
+    let wanted = Wanted {
+        name: named.filter(|name| !name.is_empty()).or_else(|| file.jupyter_session.clone()),
+        connection_file: std::path::absolute(&args.connection_file)?,
+        engine: crate::kernelspec::resolve(&args.engine, args.engine_spec.as_deref())?,
+        cwd: std::env::current_dir()?,
+    };
+    super::client::block_on(async { Ok(launcher::launch(file, wanted).await?) })?;
+    Ok(Exit::Done)
 }

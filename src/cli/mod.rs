@@ -5,6 +5,7 @@
 //! Invariant: nothing happens before all arguments have been understood.
 
 mod attach;
+mod client;
 mod completions;
 mod config;
 mod connect;

@@ -156,6 +156,8 @@ fn describe_note(note: &Note) -> Option<String> {
         Note::SessionStarted { .. }
         | Note::HostStarted { .. }
         | Note::EngineStarted { .. }
+        | Note::EngineReady { .. }
+        | Note::Interrupted
         | Note::ClientAttached { .. }
         | Note::ClientDetached { .. }
         | Note::Execution { .. }

@@ -1,0 +1,81 @@
+//! Which session a launcher belongs to (design: "who comes back to which session").
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::reach::{self, ReachError, Stream};
+use crate::kernelspec::EngineSpec;
+use crate::link::Hello;
+use crate::state_dir::{NewSession, Session, Sessions, StateError, notebook_key};
+
+/// How long a launcher waits for others that are choosing their session.
+const CHOICE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What a launcher knows of the session it wants.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Name given by `--session` or FARSIDE_SESSION, else the connection file's `jupyter_session`.
+    pub name: Option<String>,
+    /// The launcher's connection file.
+    pub connection_file: PathBuf,
+    /// The engine.
+    pub engine: EngineSpec,
+    /// The launcher's working directory.
+    pub cwd: PathBuf,
+}
+
+/// Why there is no session.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum ChoiceError {
+    #[error(transparent)]
+    State(#[from] StateError),
+    #[error(transparent)]
+    Reach(#[from] ReachError),
+}
+
+/// Finds the living session that waits for this launcher, or starts a new one; and claims it. Launchers choose one
+/// after the other, so that two that race for one session end with one owner.
+pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream), ChoiceError> {
+    let sessions = Sessions::open()?;
+    let guard = sessions.lock_creation(CHOICE_TIMEOUT)?;
+    let key = wanted.name.as_deref().map(|name| notebook_key(name, &wanted.cwd));
+    let candidates = match &key {
+        Some(key) => sessions.find_by_key(key, &wanted.engine.name)?,
+        None => with_connection_file(&sessions, &wanted.connection_file, &wanted.engine.name)?,
+    };
+    for session in candidates.into_iter().filter(Session::is_live) {
+        match reach::open(&session, hello).await {
+            Ok(stream) => return Ok((session, stream)),
+            // It ended meanwhile, or somebody has it.
+            Err(error) => tracing::info!(%error, "not this session"),
+        }
+    }
+    let session = sessions.create(&guard, new_session(wanted, None, key))?;
+    let stream = reach::open(&session, hello).await?;
+    Ok((session, stream))
+}
+
+/// What a new session with this engine is.
+pub fn new_session(wanted: &Wanted, name: Option<String>, key: Option<String>) -> NewSession {
+    let engine = &wanted.engine;
+    NewSession {
+        name,
+        engine: engine.name.clone(),
+        argv: engine.argv.clone(),
+        env: engine.environment_under_frontend(|name| std::env::var(name).ok()),
+        interrupt_by_message: engine.interrupt_mode == crate::kernelspec::InterruptMode::Message,
+        cwd: wanted.cwd.clone(),
+        key,
+    }
+}
+
+fn with_connection_file(sessions: &Sessions, file: &Path, engine: &str) -> Result<Vec<Session>, StateError> {
+    let file = file.to_string_lossy();
+    let is_its = |session: &Session| {
+        session.json.engine == engine
+            && session.json.key.is_none()
+            && session.status().and_then(|status| status.connection_file).is_some_and(|its| its == file)
+    };
+    Ok(sessions.list()?.into_iter().filter(is_its).collect())
+}

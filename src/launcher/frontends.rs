@@ -1,0 +1,220 @@
+//! The five sockets that frontends connect to: accepting, verifying, routing replies back.
+
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc;
+
+use super::Shared;
+use super::host_link::Outgoing;
+use super::subscriber;
+use crate::transport::{Incoming, Listener, Reader, Stream, Writer, handshake};
+use crate::wire::connection_file::{ConnectionFile, Socket};
+use crate::wire::zmtp::{Limits, SocketType};
+use crate::wire::{Channel, Message, frame};
+
+/// A frontend that connects says who it is within this, or is let go. (VS Code probes ports by connecting and
+/// closing.)
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Replies that wait for a frontend which does not read them. Past it the connection is closed, as a ROUTER would
+/// drop: the frontend connects again, and attaches to what it missed.
+const PEER_BYTES_MAX: usize = 64 << 20;
+
+/// Where replies go: the connections by channel and identity.
+#[derive(Default)]
+pub(super) struct Peers {
+    connections: HashMap<(Channel, Bytes), Peer>,
+    last_number: u64,
+}
+
+struct Peer {
+    number: u64,
+    sender: mpsc::UnboundedSender<Message>,
+    waiting_bytes: Rc<std::cell::Cell<usize>>,
+}
+
+/// The bound sockets.
+pub(super) struct Sockets {
+    listeners: Vec<(Socket, Listener)>,
+}
+
+impl Sockets {
+    /// Binds exactly what the connection file says.
+    pub async fn bind(file: &ConnectionFile) -> Result<Self, super::LaunchError> {
+        let mut listeners = Vec::new();
+        for socket in Socket::ALL {
+            let endpoint = file.endpoint(socket);
+            let listener = Listener::bind(&endpoint)
+                .await
+                .map_err(|source| super::LaunchError::Bind { socket: socket.field(), endpoint, source })?;
+            listeners.push((socket, listener));
+        }
+        Ok(Self { listeners })
+    }
+
+    /// Accepts and serves on all of them until it is dropped.
+    pub async fn serve(self, shared: Rc<Shared>) {
+        let mut accepting = tokio::task::JoinSet::new();
+        for (socket, listener) in self.listeners {
+            accepting.spawn_local(accept(socket, listener, shared.clone()));
+        }
+        while accepting.join_next().await.is_some() {}
+    }
+}
+
+async fn accept(socket: Socket, listener: Listener, shared: Rc<Shared>) {
+    let mut connections = tokio::task::JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok(stream) => {
+                    connections.spawn_local(serve(socket, stream, shared.clone()));
+                }
+                Err(error) => {
+                    tracing::warn!(%error, ?socket, "a connection could not be accepted");
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
+            },
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn serve(socket: Socket, stream: Stream, shared: Rc<Shared>) {
+    let kind = match socket {
+        Socket::Shell | Socket::Control | Socket::Stdin => SocketType::Router,
+        Socket::Iopub => SocketType::Xpub,
+        Socket::Heartbeat => SocketType::Rep,
+    };
+    let (reader, writer, peer) = match handshake(stream, kind, b"", Limits::default(), HANDSHAKE_TIMEOUT).await {
+        Ok(shaken) => shaken,
+        Err(error) => {
+            tracing::debug!(%error, ?socket, "somebody connected who is no frontend");
+            return;
+        }
+    };
+    match socket {
+        Socket::Shell => converse(Channel::Shell, peer.identity, reader, writer, shared).await,
+        Socket::Control => converse(Channel::Control, peer.identity, reader, writer, shared).await,
+        Socket::Stdin => converse(Channel::Stdin, peer.identity, reader, writer, shared).await,
+        Socket::Iopub => subscriber::serve(shared, reader, writer).await,
+        Socket::Heartbeat => echo(reader, writer).await,
+    }
+}
+
+async fn echo(mut reader: Reader, mut writer: Writer) {
+    while let Ok(Some(incoming)) = reader.recv().await {
+        if let Incoming::Message(parts) = incoming
+            && writer.send(&parts).await.is_err()
+        {
+            return;
+        }
+    }
+}
+
+async fn converse(
+    channel: Channel,
+    identity: Option<Bytes>,
+    mut reader: Reader,
+    mut writer: Writer,
+    shared: Rc<Shared>,
+) {
+    let (identity, number, mut replies, waiting) = shared.peers.borrow_mut().join(channel, identity);
+    loop {
+        tokio::select! {
+            reply = replies.recv() => {
+                // No sender: somebody with the same identity came after us, and has the replies.
+                let Some(reply) = reply else { break };
+                waiting.set(waiting.get().saturating_sub(reply.size_bytes()));
+                if writer.send(&frame::encode(&reply, &shared.key)).await.is_err() {
+                    break;
+                }
+            }
+            incoming = reader.recv() => match incoming {
+                Ok(Some(Incoming::Message(parts))) => receive(channel, &identity, parts, &shared).await,
+                Ok(Some(Incoming::Subscribe(_) | Incoming::Unsubscribe(_))) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::info!(%error, channel = channel.name(), "a frontend's connection broke");
+                    break;
+                }
+            },
+        }
+    }
+    shared.peers.borrow_mut().leave(channel, &identity, number);
+}
+
+async fn receive(channel: Channel, identity: &Bytes, mut parts: Vec<Bytes>, shared: &Shared) {
+    parts.insert(0, identity.clone());
+    let decoded = frame::decode_once(parts, &shared.key, &mut shared.seen.borrow_mut());
+    let message = match decoded {
+        Ok(message) => message,
+        Err(error) => {
+            let refused = shared.refused.get() + 1;
+            shared.refused.set(refused);
+            tracing::warn!(%error, channel = channel.name(), refused, "a message was refused");
+            return;
+        }
+    };
+    if channel != Channel::Stdin && shared.on_leaving(channel, &message) {
+        return;
+    }
+    let share = shared.room_for(&message).await;
+    let _ = shared.requests.send(Outgoing { channel, message, share });
+}
+
+impl Peers {
+    /// Registers a connection. One with the identity of another takes its replies over, as a client that comes
+    /// back expects.
+    #[allow(clippy::type_complexity)]
+    fn join(
+        &mut self,
+        channel: Channel,
+        identity: Option<Bytes>,
+    ) -> (Bytes, u64, mpsc::UnboundedReceiver<Message>, Rc<std::cell::Cell<usize>>) {
+        self.last_number += 1;
+        let number = self.last_number;
+        // A ROUTER's own identities begin with a zero byte, which no client may use.
+        let identity = identity.unwrap_or_else(|| {
+            let mut made = vec![0];
+            made.extend_from_slice(&number.to_be_bytes()[3..]);
+            made.into()
+        });
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let waiting_bytes = Rc::new(std::cell::Cell::new(0));
+        let peer = Peer { number, sender, waiting_bytes: waiting_bytes.clone() };
+        self.connections.insert((channel, identity.clone()), peer);
+        (identity, number, receiver, waiting_bytes)
+    }
+
+    fn leave(&mut self, channel: Channel, identity: &Bytes, number: u64) {
+        let key = (channel, identity.clone());
+        if self.connections.get(&key).is_some_and(|peer| peer.number == number) {
+            self.connections.remove(&key);
+        }
+    }
+
+    /// Hands a reply to the connection it is for.
+    pub fn deliver(&mut self, channel: Channel, mut message: Message) {
+        if message.identities.is_empty() {
+            return;
+        }
+        let identity = message.identities.remove(0);
+        let key = (channel, identity);
+        let Some(peer) = self.connections.get(&key) else {
+            tracing::debug!(channel = channel.name(), "a reply for a frontend that has left");
+            return;
+        };
+        let waiting = peer.waiting_bytes.get();
+        if waiting > PEER_BYTES_MAX {
+            tracing::warn!(channel = channel.name(), waiting, "a frontend does not read its replies; closed");
+            self.connections.remove(&key);
+            return;
+        }
+        peer.waiting_bytes.set(waiting + message.size_bytes());
+        let _ = peer.sender.send(message);
+    }
+}

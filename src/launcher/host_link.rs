@@ -1,0 +1,125 @@
+//! The launcher's main stream: requests to the host, replies from it, over any number of broken links.
+
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::reach::{self, ReachError, Stream};
+use crate::journal::record::{Body, ClientId, Record};
+use crate::link::{Frame, Hello, LinkError, Resume};
+use crate::state_dir::Session;
+use crate::wire::{Channel, Message};
+
+/// A request on its way to the host, with its share of the bound on what waits.
+pub struct Outgoing {
+    /// Where it came in.
+    pub channel: Channel,
+    /// The request, identities first.
+    pub message: Message,
+    /// Given back once the host has it in the journal.
+    pub share: OwnedSemaphorePermit,
+}
+
+/// Why the main stream ended for good.
+#[derive(Debug)]
+pub enum LinkEnd {
+    /// The session has ended.
+    Ended(String),
+    /// The host cannot be reached any more.
+    Lost(ReachError),
+}
+
+/// See the module.
+pub struct HostLink {
+    session: Rc<Session>,
+    hello: Hello,
+    number: u64,
+    unacknowledged: VecDeque<(u64, Record, OwnedSemaphorePermit)>,
+    last: Resume,
+}
+
+impl HostLink {
+    /// Goes on with the stream that the session was claimed with.
+    pub fn new(session: Rc<Session>, hello: Hello, stream: &Stream) -> Self {
+        let last = Resume { seq: stream.welcome.seq, part: u32::MAX, mirrors: Vec::new() };
+        Self { session, hello, number: 0, unacknowledged: VecDeque::new(), last }
+    }
+
+    /// Runs until the session ends; `deliver` gets each reply.
+    pub async fn run(
+        mut self,
+        mut stream: Stream,
+        mut requests: mpsc::UnboundedReceiver<Outgoing>,
+        mut deliver: impl FnMut(Channel, Message),
+    ) -> LinkEnd {
+        loop {
+            match self.serve(&mut stream, &mut requests, &mut deliver).await {
+                Ok(reason) => return LinkEnd::Ended(reason),
+                Err(error) => tracing::warn!(%error, "the link to the host broke; connecting again"),
+            }
+            let hello = Hello { resume: Some(self.last.clone()), ..self.hello.clone() };
+            stream = match reach::open(&self.session, &hello).await {
+                Ok(stream) => stream,
+                Err(ReachError::Ended { reason, .. }) => return LinkEnd::Ended(reason),
+                Err(error) => return LinkEnd::Lost(error),
+            };
+            for (_, record, _) in &self.unacknowledged {
+                stream.writer.push_record(0, record);
+            }
+        }
+    }
+
+    /// One stream, to its end. `Ok`: the session's end.
+    async fn serve(
+        &mut self,
+        stream: &mut Stream,
+        requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+        deliver: &mut impl FnMut(Channel, Message),
+    ) -> Result<String, LinkError> {
+        stream.writer.flush().await?;
+        loop {
+            tokio::select! {
+                request = requests.recv() => {
+                    let Some(request) = request else { return std::future::pending().await };
+                    self.push(request, stream);
+                    while let Ok(more) = requests.try_recv() {
+                        self.push(more, stream);
+                    }
+                    stream.writer.flush().await?;
+                }
+                frame = stream.reader.next() => match frame? {
+                    Some(Frame::Record { part, record }) => self.on_record(part, record, deliver),
+                    Some(Frame::Ack { number }) => self.on_ack(number),
+                    Some(Frame::Ended { reason }) => return Ok(reason),
+                    Some(other) => tracing::warn!(?other, "the host said something unexpected; ignored"),
+                    None => return Err(LinkError::Torn),
+                },
+            }
+        }
+    }
+
+    fn push(&mut self, request: Outgoing, stream: &mut Stream) {
+        let Outgoing { channel, message, share } = request;
+        self.number += 1;
+        let client: ClientId = self.hello.client;
+        let body = Body::Request { channel, client, execution: 0, message };
+        let record = Record { seq: self.number, time: 0, body };
+        stream.writer.push_record(0, &record);
+        self.unacknowledged.push_back((self.number, record, share));
+    }
+
+    fn on_record(&mut self, part: u32, record: Record, deliver: &mut impl FnMut(Channel, Message)) {
+        self.last.seq = record.seq;
+        self.last.part = part;
+        if let Body::Reply { channel, message, .. } = record.body {
+            deliver(channel, message);
+        }
+    }
+
+    fn on_ack(&mut self, number: u64) {
+        while self.unacknowledged.front().is_some_and(|(first, ..)| *first <= number) {
+            self.unacknowledged.pop_front();
+        }
+    }
+}

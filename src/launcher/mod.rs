@@ -1,0 +1,288 @@
+//! The launcher: the process that a frontend starts as its kernel, and that lives exactly as long as the frontend
+//! wants it to.
+//!
+//! Owns: the five sockets of the connection file ([`frontends`], [`subscriber`]), signatures, the choice of the session
+//! ([`choice`]), the link to its host ([`host_link`], [`reach`]), and the rule when leaving means detaching
+//! ([`leaving`]). Refuses to know what a message means, but for shutdown and interrupt requests.
+
+pub mod choice;
+mod frontends;
+mod host_link;
+pub mod leaving;
+pub mod reach;
+mod subscriber;
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+
+use self::choice::{ChoiceError, Wanted, choose};
+use self::frontends::{Peers, Sockets};
+use self::host_link::{HostLink, LinkEnd, Outgoing};
+use self::leaving::{Frontend, Meaning};
+use self::reach::Stream;
+use crate::journal::record::ClientId;
+use crate::link::{Hello, VERSION};
+use crate::process::PidFd;
+use crate::state_dir::Session;
+use crate::wire::connection_file::{ConnectionFile, ConnectionFileError, Endpoint};
+use crate::wire::message::HeaderFields;
+use crate::wire::signature::ReplayGuard;
+use crate::wire::{Channel, Key, Message};
+
+/// Requests that wait for the host: past it frontends' shell and control sockets are not read on.
+const REQUESTS_BYTES_MAX: usize = 64 << 20;
+
+/// The semaphore counts in these, for its permits are 32 bit numbers.
+const UNIT_BYTES: usize = 1024;
+
+/// A launcher that was told to end does so within this, whatever the host does: a Jupyter Server sends SIGTERM after
+/// 2.5 s.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(1700);
+
+/// After its last message a launcher stays this long, for the sockets to carry it.
+const LINGER: Duration = Duration::from_millis(50);
+
+/// Why a launcher did not come up.
+#[derive(Debug, thiserror::Error)]
+#[allow(missing_docs)]
+pub enum LaunchError {
+    #[error("cannot read the connection file {path}: {source}")]
+    ReadConnectionFile { path: PathBuf, source: std::io::Error },
+    #[error("{path} is no connection file: {source}")]
+    ConnectionFile { path: PathBuf, source: ConnectionFileError },
+    #[error("cannot bind {socket} at {endpoint}: {source}")]
+    Bind { socket: &'static str, endpoint: Endpoint, source: std::io::Error },
+    #[error(transparent)]
+    Choice(#[from] ChoiceError),
+    #[error("{0}")]
+    Io(#[from] std::io::Error),
+}
+
+/// What the parts of a launcher share.
+pub(crate) struct Shared {
+    session: Rc<Session>,
+    hello: Hello,
+    session_id: String,
+    key: Key,
+    peers: RefCell<Peers>,
+    seen: RefCell<ReplayGuard>,
+    refused: Cell<u64>,
+    requests: mpsc::UnboundedSender<Outgoing>,
+    room: Arc<Semaphore>,
+    frontend: Option<Frontend>,
+    leaving: Notify,
+    stage: Cell<Stage>,
+}
+
+/// How far a launcher is with leaving.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Serving.
+    Serving,
+    /// The server leaves: it has its answer, and the session lives on.
+    Detaching,
+    /// A shutdown or restart was asked of the host; its answer ends the launcher.
+    Ending {
+        restart: bool,
+    },
+}
+
+/// Serves the connection file of a frontend that started us as its kernel.
+pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchError> {
+    let frontend = Frontend::of_parent(&wanted.connection_file);
+    let sockets = Sockets::bind(&file).await?;
+    let hello = Hello {
+        parent_pid: Some(frontend.pid()),
+        claim: true,
+        connection_file: Some(wanted.connection_file.to_string_lossy().into_owned()),
+        ..hello("launcher")
+    };
+    let (session, stream) = choose(&wanted, &hello).await?;
+    serve(sockets, file.key(), session, stream, hello, Some(frontend)).await
+}
+
+/// Serves a connection file on a session that others may have too: `farside connect` and `farside console`.
+pub async fn connect(file: ConnectionFile, session: Session, kind: &str) -> Result<(), LaunchError> {
+    let sockets = Sockets::bind(&file).await?;
+    let hello = hello(kind);
+    let stream = reach::open(&session, &hello).await.map_err(ChoiceError::from)?;
+    serve(sockets, file.key(), session, stream, hello, None).await
+}
+
+/// A client's first word, for replies only and without a claim.
+pub fn hello(kind: &str) -> Hello {
+    Hello {
+        version: VERSION,
+        client: ClientId::new_v4(),
+        kind: kind.to_owned(),
+        pid: std::process::id(),
+        parent_pid: None,
+        claim: false,
+        connection_file: None,
+        replies: true,
+        iopub: false,
+        resume: None,
+    }
+}
+
+async fn serve(
+    sockets: Sockets,
+    key: Key,
+    session: Session,
+    stream: Stream,
+    hello: Hello,
+    frontend: Option<Frontend>,
+) -> Result<(), LaunchError> {
+    let (requests, receiver) = mpsc::unbounded_channel();
+    let session = Rc::new(session);
+    let parent = frontend.as_ref().and_then(|frontend| PidFd::open(frontend.pid()).ok());
+    let shared = Rc::new(Shared {
+        session: session.clone(),
+        session_id: stream.welcome.session_id.clone(),
+        hello: hello.clone(),
+        key,
+        peers: RefCell::default(),
+        seen: RefCell::default(),
+        refused: Cell::new(0),
+        requests,
+        room: Arc::new(Semaphore::new(REQUESTS_BYTES_MAX / UNIT_BYTES)),
+        frontend,
+        leaving: Notify::new(),
+        stage: Cell::new(Stage::Serving),
+    });
+    let link = HostLink::new(session, hello, &stream);
+    let to_peers = shared.clone();
+    let running = link.run(stream, receiver, move |channel, message| to_peers.on_reply(channel, message));
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let parent_gone = async {
+        match &parent {
+            Some(parent) if parent.wait().await.is_ok() => {}
+            Some(_) | None => std::future::pending().await,
+        }
+    };
+    let serving = sockets.serve(shared.clone());
+    tokio::pin!(running, serving);
+    tokio::select! {
+        end = &mut running => match end {
+            LinkEnd::Ended(reason) => tracing::info!(reason, "the session has ended"),
+            LinkEnd::Lost(error) => tracing::error!(%error, "the session is out of reach"),
+        },
+        () = &mut serving => {}
+        () = shared.leaving.notified() => {
+            let last_words = async {
+                tokio::select! {
+                    _ = &mut running => {}
+                    () = &mut serving => {}
+                    () = shared.answered() => {}
+                }
+            };
+            let _ = tokio::time::timeout(LEAVE_TIMEOUT, last_words).await;
+        }
+        _ = terminate.recv() => {}
+        _ = hang_up.recv() => {}
+        _ = interrupt.recv() => {}
+        () = parent_gone => {}
+    }
+    // What is written goes out; a frontend that has gone is not waited for.
+    let _ = tokio::time::timeout(LINGER, serving).await;
+    Ok(())
+}
+
+impl Shared {
+    /// Takes shutdown and interrupt requests in hand. `true`: the host is not to see this one.
+    fn on_leaving(&self, channel: Channel, message: &Message) -> bool {
+        let Ok(header) = message.header() else { return false };
+        let Some(frontend) = &self.frontend else { return false };
+        match header.msg_type.as_ref() {
+            "shutdown_request" if wants_restart(message) => {
+                self.stage.set(Stage::Ending { restart: true });
+                self.leaving.notify_one();
+                false
+            }
+            "shutdown_request" => match frontend.meaning() {
+                Meaning::Meant => {
+                    self.stage.set(Stage::Ending { restart: false });
+                    self.leaving.notify_one();
+                    false
+                }
+                Meaning::Leaving => {
+                    tracing::info!("the server is leaving: the session goes on without it");
+                    self.answer(channel, message, "shutdown_reply", &json!({ "status": "ok", "restart": false }));
+                    self.stage.set(Stage::Detaching);
+                    self.leaving.notify_one();
+                    true
+                }
+            },
+            "interrupt_request" if frontend.meaning() == Meaning::Leaving => {
+                self.answer(channel, message, "interrupt_reply", &json!({ "status": "ok" }));
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// A reply of the launcher's own, to a server that is leaving.
+    fn answer(&self, channel: Channel, request: &Message, msg_type: &str, content: &serde_json::Value) {
+        let msg_id = uuid::Uuid::new_v4().to_string();
+        let header = HeaderFields {
+            msg_id: &msg_id,
+            msg_type,
+            session_id: &self.session_id,
+            username: "farside",
+            date: crate::state_dir::now(),
+        };
+        let mut reply = Message::new(&header, &request.header, content);
+        reply.identities.clone_from(&request.identities);
+        self.peers.borrow_mut().deliver(channel, reply);
+    }
+
+    fn on_reply(&self, channel: Channel, message: Message) {
+        let is_restarted = self.stage.get() == Stage::Ending { restart: true }
+            && message.header().is_ok_and(|header| header.msg_type == "shutdown_reply");
+        self.peers.borrow_mut().deliver(channel, message);
+        if is_restarted {
+            self.stage.set(Stage::Detaching);
+            self.leaving.notify_one();
+        }
+    }
+
+    /// Waits until nothing more is to be said to the frontend.
+    async fn answered(&self) {
+        while self.stage.get() != Stage::Detaching {
+            self.leaving.notified().await;
+        }
+        tokio::time::sleep(LINGER).await;
+    }
+
+    async fn room_for(&self, message: &Message) -> OwnedSemaphorePermit {
+        let units = (message.size_bytes() / UNIT_BYTES + 1).min(REQUESTS_BYTES_MAX / UNIT_BYTES) as u32;
+        // The semaphore is never closed.
+        self.room.clone().acquire_many_owned(units).await.expect("an open semaphore")
+    }
+}
+
+fn wants_restart(message: &Message) -> bool {
+    #[derive(Deserialize)]
+    struct Shutdown {
+        #[serde(default)]
+        restart: bool,
+    }
+    serde_json::from_slice::<Shutdown>(&message.content).is_ok_and(|shutdown| shutdown.restart)
+}
+
+/// Reads a connection file.
+pub fn read_connection_file(path: &std::path::Path) -> Result<ConnectionFile, LaunchError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| LaunchError::ReadConnectionFile { path: path.to_owned(), source })?;
+    ConnectionFile::parse(&text).map_err(|source| LaunchError::ConnectionFile { path: path.to_owned(), source })
+}
