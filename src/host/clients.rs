@@ -111,13 +111,13 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
 async fn read(reader: &mut LinkReader<OwnedReadHalf>, client: ClientId, stream: StreamId, inbox: &Inbox<Input>) {
     loop {
         match reader.next().await {
-            Ok(Some(Frame::Record { record, .. })) => {
+            Ok(Some(Frame::Record { part, record })) => {
                 let Body::Request { channel, message, .. } = record.body else {
                     tracing::warn!("a client sent a record that is no request; ignored");
                     continue;
                 };
                 let bytes = message.size_bytes();
-                let input = Input::Request { client, stream, number: record.seq, channel, message };
+                let input = Input::Request { client, stream, number: record.seq, channel, message, again: part > 0 };
                 if !inbox.send(input, bytes).await {
                     return;
                 }

@@ -50,7 +50,7 @@ pub(super) enum Input {
     Engine(EngineInput),
     Open(Opening),
     Closed { client: ClientId, stream: StreamId },
-    Request { client: ClientId, stream: StreamId, number: u64, channel: Channel, message: Message },
+    Request { client: ClientId, stream: StreamId, number: u64, channel: Channel, message: Message, again: bool },
     Command { client: ClientId, stream: StreamId, id: u64, command: Command },
     /// A client that had left for a moment should be back.
     Expected { client: ClientId },
@@ -264,8 +264,8 @@ impl Driver {
             }
             Input::Open(opening) => self.on_open(opening),
             Input::Closed { client, stream } => self.on_closed(client, stream),
-            Input::Request { client, stream, number, channel, message } => {
-                self.event(Event::Request { client, channel, message });
+            Input::Request { client, stream, number, channel, message, again } => {
+                self.event(Event::Request { client, channel, message, again });
                 self.acks.insert(stream, number);
             }
             Input::Command { client, stream, id, command } => {
@@ -583,5 +583,6 @@ impl Driver {
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, gone).await;
         let _ = std::fs::remove_dir_all(self.session.dir.sockets());
         self.tell_keeper(ToKeeper::Bye);
+        self.keeper.flush().await;
     }
 }

@@ -65,7 +65,7 @@ impl HostLink {
                 Err(error) => return LinkEnd::Lost(error),
             };
             for (_, record, _) in &self.unacknowledged {
-                stream.writer.push_record(0, record);
+                stream.writer.push_record(1, record);
             }
         }
     }

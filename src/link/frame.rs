@@ -32,7 +32,7 @@ pub enum Frame {
     /// Host to client: a record, or a message that the host made of it (`part` from 1). Client to host: a request,
     /// its `seq` the client's own number.
     Record {
-        /// See [`super::Resume::part`].
+        /// See [`super::Resume::part`]. Of a request: 1 where it is sent again on a new stream.
         part: u32,
         /// The record.
         record: Record,

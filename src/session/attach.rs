@@ -20,7 +20,7 @@ impl Core {
             Selector::Latest => self.state.running().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
             Selector::MsgId(msg_id) => {
-                self.state.execution_of(msg_id).filter(|n| self.state.live.contains_key(n))
+                self.state.execution_of_id(msg_id).filter(|n| self.state.live.contains_key(n))
             }
         };
         match live {

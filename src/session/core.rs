@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::event::{Effect, Event};
 use super::ids::Ids;
-use super::state::{Asked, State};
+use super::state::{Asked, RequestName, State};
 use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
@@ -95,8 +95,8 @@ pub struct Core {
     pub(super) adopted: Option<Adoption>,
     pub(super) lookups: HashMap<u64, Lookup>,
     next_lookup: u64,
-    seen: HashSet<String>,
-    seen_order: VecDeque<String>,
+    seen: HashSet<(ClientId, RequestName)>,
+    seen_order: VecDeque<(ClientId, RequestName)>,
     journal_failing: bool,
 }
 
@@ -149,7 +149,11 @@ impl Core {
                     self.note(Note::ClientDetached { client, why });
                 }
             }
-            Event::Request { client, channel, message } => self.on_request(client, channel, message),
+            Event::Request { client, channel, message, again } => {
+                if self.is_new(client, &message, again) {
+                    self.on_request(client, channel, message);
+                }
+            }
             Event::EngineStarted { generation, pid, start_time } => {
                 self.note(Note::EngineStarted { generation, pid, start_time });
             }
@@ -309,21 +313,29 @@ impl Core {
         self.effect(Effect::Query(id, query));
     }
 
-    /// Whether this request was here before: a launcher sends again what was not acknowledged on a lost link.
-    pub(super) fn seen_before(&mut self, msg_id: &str) -> bool {
-        if self.state.execution_of(msg_id).is_some() || self.state.pending.contains_key(msg_id) {
-            return true;
+    /// Whether a request is to be handled. A launcher sends again what was not acknowledged on a lost link, and that
+    /// may have been here. Only then does the msg_id decide: jupyter_client gives the same one to requests of
+    /// different sockets.
+    fn is_new(&mut self, client: ClientId, message: &Message, again: bool) -> bool {
+        let Ok(header) = message.header() else { return false };
+        let name = RequestName::of(&header);
+        let known = again
+            && (self.seen.contains(&(client, name.clone()))
+                || self.state.pending.contains_key(&name)
+                || self.state.execution_of(&header).is_some());
+        if known {
+            tracing::debug!(msg_id = %header.msg_id, "a request that was here before; ignored");
+            return false;
         }
-        if !self.seen.insert(msg_id.to_owned()) {
-            return true;
+        if self.seen.insert((client, name.clone())) {
+            self.seen_order.push_back((client, name));
         }
-        self.seen_order.push_back(msg_id.to_owned());
         if self.seen_order.len() > SEEN_MAX
             && let Some(oldest) = self.seen_order.pop_front()
         {
             self.seen.remove(&oldest);
         }
-        false
+        true
     }
 
     fn on_journal_failed(&mut self, why: &str) {

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::core::{Adoption, Core, Engine, Then};
 use super::event::Effect;
-use super::state::{Asked, is_idle};
+use super::state::{Asked, RequestName, is_idle};
 use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Micros, Note, ProcessEnd};
 use crate::wire::message::with_session_id;
 use crate::wire::{Channel, Message};
@@ -56,25 +56,26 @@ impl Core {
         if channel == Channel::Iopub && self.engine == Engine::Probing {
             self.engine_is_heard();
         }
-        let parent_id = message.parent().map(|parent| parent.msg_id.into_owned()).unwrap_or_default();
-        if self.probes.contains(&parent_id) {
-            self.on_probe_message(channel, &msg_type, &parent_id, &message);
+        let parent = message.parent();
+        let n = parent.as_ref().and_then(|parent| self.state.execution_of(parent)).unwrap_or(0);
+        if let Some(probe) = parent.as_ref().and_then(|parent| self.probes.get(parent.msg_id.as_ref()).cloned()) {
+            self.on_probe_message(channel, &msg_type, &probe, &message);
             return;
         }
+        let asked = parent.filter(|_| n == 0 && channel != Channel::Iopub).map(|parent| RequestName::of(&parent));
         message.header = with_session_id(&message.header, &self.facts.session_id);
         match channel {
-            Channel::Iopub => self.on_iopub(&msg_type, &parent_id, message),
-            Channel::Stdin => self.on_input_request(&parent_id, message),
-            Channel::Shell | Channel::Control => self.on_reply(channel, &parent_id, message),
+            Channel::Iopub => self.on_iopub(&msg_type, n, message),
+            Channel::Stdin => self.on_input_request(n, asked.as_ref(), message),
+            Channel::Shell | Channel::Control => self.on_reply(channel, n, asked.as_ref(), message),
         }
     }
 
-    fn on_iopub(&mut self, msg_type: &str, parent_id: &str, message: Message) {
+    fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message) {
         if msg_type == "iopub_welcome" {
             // To us as its subscriber; each frontend gets one of its own.
             return;
         }
-        let n = self.state.execution_of(parent_id).unwrap_or(0);
         let queued = self.state.live.get(&n).is_some_and(|execution| execution.state == ExecutionState::Queued);
         if queued && (msg_type == "execute_input" || (msg_type == "status" && !is_idle(&message.content))) {
             self.execution_state(n, ExecutionState::Running, None);
@@ -85,15 +86,14 @@ impl Core {
         }
     }
 
-    fn on_reply(&mut self, channel: Channel, parent_id: &str, mut message: Message) {
-        let n = self.state.execution_of(parent_id).unwrap_or(0);
+    fn on_reply(&mut self, channel: Channel, n: ExecutionNumber, request: Option<&RequestName>, mut message: Message) {
         let asked = match self.state.live.get(&n) {
             Some(execution) if execution.reply.is_none() => Some(&execution.asked),
             Some(_) => None,
-            None => self.state.pending.get(parent_id),
+            None => request.and_then(|request| self.state.pending.get(request)),
         };
         let Some(Asked { client, identities, .. }) = asked else {
-            tracing::debug!(parent_id, "a reply that nobody waits for");
+            tracing::debug!(?request, "a reply that nobody waits for");
             return;
         };
         message.identities = identities.iter().map(|identity| identity.clone().into()).collect();
@@ -102,11 +102,10 @@ impl Core {
         self.finish_if_done(n);
     }
 
-    fn on_input_request(&mut self, parent_id: &str, mut message: Message) {
-        let n = self.state.execution_of(parent_id).unwrap_or(0);
+    fn on_input_request(&mut self, n: ExecutionNumber, request: Option<&RequestName>, mut message: Message) {
         let asked = match self.state.live.get(&n) {
             Some(execution) => Some(execution.asked.clone()),
-            None => self.state.pending.get(parent_id).cloned(),
+            None => request.and_then(|request| self.state.pending.get(request)).cloned(),
         };
         let content = serde_json::from_slice(&message.content).unwrap_or(Value::Null);
         if let Some(asked) = asked {
@@ -275,9 +274,10 @@ impl Core {
                 (false, false) => self.finish(n, running, Some(evalue.to_owned())),
             }
         }
-        let attached: Vec<_> = self.state.attachments.iter().map(|attachment| attachment.msg_id.clone()).collect();
-        for (msg_id, asked) in self.state.pending.clone() {
-            if !attached.contains(&msg_id) && !self.is_looked_up(&asked) {
+        let attached: Vec<_> =
+            self.state.attachments.iter().map(|attachment| attachment.asked.header.clone()).collect();
+        for asked in self.state.pending.clone().into_values() {
+            if !attached.contains(&asked.header) && !self.is_looked_up(&asked) {
                 self.refuse_with(&asked, &error);
             }
         }

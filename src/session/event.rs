@@ -32,6 +32,8 @@ pub enum Event {
         channel: Channel,
         /// The message, with the frontend socket's identities.
         message: Message,
+        /// It is sent again after a lost link, and may have been here before.
+        again: bool,
     },
     /// The engine process runs (its sockets may not be there yet).
     EngineStarted {

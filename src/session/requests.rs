@@ -27,10 +27,6 @@ struct ExecuteRequest<'a> {
 impl Core {
     pub(super) fn on_request(&mut self, client: ClientId, channel: Channel, message: Message) {
         let Ok(header) = message.header() else { return };
-        if self.seen_before(&header.msg_id.clone()) {
-            tracing::debug!(msg_id = %header.msg_id, "a request that was here before; ignored");
-            return;
-        }
         match (channel, header.msg_type.as_ref()) {
             (Channel::Shell | Channel::Control, "kernel_info_request") => {
                 let asked = Asked::new(client, channel, &message);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
-use crate::wire::{Channel, Message};
+use crate::wire::{Channel, Header, Message};
 
 /// How many ended executions' msg_ids are remembered, so that late output (of threads) still finds its number.
 const RECENT_EXECUTIONS_MAX: usize = 4096;
@@ -38,9 +38,9 @@ pub struct State {
     recent: VecDeque<(String, ExecutionNumber)>,
     #[serde(skip)]
     by_msg_id: HashMap<String, ExecutionNumber>,
-    /// Requests other than executions that wait for a reply, by msg_id.
-    pub pending: BTreeMap<String, Asked>,
-    pending_order: VecDeque<String>,
+    /// Requests other than executions that wait for a reply.
+    pub pending: BTreeMap<RequestName, Asked>,
+    pending_order: VecDeque<RequestName>,
     /// Who gets whose outputs.
     pub attachments: Vec<Attachment>,
     /// The engine waits for an input_reply.
@@ -53,6 +53,24 @@ pub struct State {
     pub last_record: Micros,
     /// Set once: why the session ended.
     pub ended: Option<String>,
+}
+
+/// What tells requests apart: the msg_id alone does not, for jupyter_client's Session objects count from 0 each, so
+/// that a manager's shutdown_request and its client's kernel_info_request can have the same one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RequestName(String);
+
+impl RequestName {
+    /// Of a request's header, or of the parent_header of what answers it.
+    pub fn of(header: &Header<'_>) -> Self {
+        Self(format!("{} {}", header.msg_type, header.msg_id))
+    }
+
+    /// Of a header's JSON text.
+    pub fn of_text(header: &str) -> Self {
+        serde_json::from_str::<Header<'_>>(header).map_or_else(|_| Self(String::new()), |header| Self::of(&header))
+    }
 }
 
 /// A request that waits for its reply.
@@ -137,8 +155,16 @@ impl State {
         }
     }
 
+    /// The execution that this header began, live or recently ended.
+    pub fn execution_of(&self, request: &Header<'_>) -> Option<ExecutionNumber> {
+        if request.msg_type != "execute_request" {
+            return None;
+        }
+        self.execution_of_id(&request.msg_id)
+    }
+
     /// The execution of a msg_id, live or recently ended.
-    pub fn execution_of(&self, msg_id: &str) -> Option<ExecutionNumber> {
+    pub fn execution_of_id(&self, msg_id: &str) -> Option<ExecutionNumber> {
         self.by_msg_id.get(msg_id).copied()
     }
 
@@ -180,8 +206,9 @@ impl State {
         }
         let asked = Asked::new(client, channel, message);
         if n == 0 {
-            self.pending_order.push_back(msg_id.clone());
-            self.pending.insert(msg_id, asked);
+            let name = RequestName::of(&header);
+            self.pending_order.push_back(name.clone());
+            self.pending.insert(name, asked);
             while self.pending_order.len() > PENDING_MAX {
                 if let Some(oldest) = self.pending_order.pop_front() {
                     self.pending.remove(&oldest);
@@ -228,9 +255,10 @@ impl State {
             }
             None => {
                 if let Some(parent) = message.parent()
-                    && self.pending.remove(parent.msg_id.as_ref()).is_some()
+                    && let name = RequestName::of(&parent)
+                    && self.pending.remove(&name).is_some()
                 {
-                    self.pending_order.retain(|id| *id != parent.msg_id);
+                    self.pending_order.retain(|other| *other != name);
                 }
             }
         }
@@ -282,7 +310,7 @@ impl State {
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach { parent, n, .. } => {
                 let msg_id = header_id(parent);
-                if let Some(asked) = self.pending.get(&msg_id).cloned() {
+                if let Some(asked) = self.pending.get(&RequestName::of_text(parent)).cloned() {
                     self.attachments.push(Attachment { msg_id, asked, n: *n });
                 }
             }
