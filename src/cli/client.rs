@@ -15,8 +15,12 @@ pub(super) fn log_to_stderr(filter: &str) {
 }
 
 /// Runs a command's conversation with a host, on this thread.
-pub(super) fn block_on<T>(conversation: impl Future<Output = anyhow::Result<T>>) -> anyhow::Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+pub(super) fn block_on<T>(
+    conversation: impl Future<Output = anyhow::Result<T>>,
+) -> anyhow::Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let result = tokio::task::LocalSet::new().block_on(&runtime, conversation);
     runtime.shutdown_background();
     result

@@ -31,9 +31,14 @@ pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
     let settings = Config::load(&args.settings)?;
     super::client::log_to_stderr(&settings.config.log);
     let file = launcher::read_connection_file(&args.connection_file)?;
-    let named = args.session.clone().or_else(|| std::env::var("FARSIDE_SESSION").ok());
+    let named = args
+        .session
+        .clone()
+        .or_else(|| std::env::var("FARSIDE_SESSION").ok());
     let wanted = Wanted {
-        name: named.filter(|name| !name.is_empty()).or_else(|| file.jupyter_session.clone()),
+        name: named
+            .filter(|name| !name.is_empty())
+            .or_else(|| file.jupyter_session.clone()),
         connection_file: std::path::absolute(&args.connection_file)?,
         engine: crate::kernelspec::resolve(&args.engine, args.engine_spec.as_deref())?,
         cwd: std::env::current_dir()?,

@@ -87,7 +87,9 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
         }
     };
     if hello.version != VERSION {
-        let _ = writer.send(&Frame::Refused(Refusal::Version { host: VERSION })).await;
+        let _ = writer
+            .send(&Frame::Refused(Refusal::Version { host: VERSION }))
+            .await;
         return;
     }
     let (client, (answer, answered)) = (hello.client, oneshot::channel());
@@ -108,24 +110,46 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
     inbox.send_now(Input::Closed { client, stream });
 }
 
-async fn read(reader: &mut LinkReader<OwnedReadHalf>, client: ClientId, stream: StreamId, inbox: &Inbox<Input>) {
+async fn read(
+    reader: &mut LinkReader<OwnedReadHalf>,
+    client: ClientId,
+    stream: StreamId,
+    inbox: &Inbox<Input>,
+) {
     loop {
         match reader.next().await {
             Ok(Some(Frame::Record { part, record })) => {
-                let Body::Request { channel, message, .. } = record.body else {
+                let Body::Request {
+                    channel, message, ..
+                } = record.body
+                else {
                     tracing::warn!("a client sent a record that is no request; ignored");
                     continue;
                 };
                 let bytes = message.size_bytes();
-                let input = Input::Request { client, stream, number: record.seq, channel, message, again: part > 0 };
+                let input = Input::Request {
+                    client,
+                    stream,
+                    number: record.seq,
+                    channel,
+                    message,
+                    again: part > 0,
+                };
                 if !inbox.send(input, bytes).await {
                     return;
                 }
             }
             Ok(Some(Frame::Command { id, command })) => {
-                inbox.send_now(Input::Command { client, stream, id, command });
+                inbox.send_now(Input::Command {
+                    client,
+                    stream,
+                    id,
+                    command,
+                });
             }
-            Ok(Some(other)) => tracing::warn!(?other, "a client sent what only a host sends; ignored"),
+            Ok(Some(other)) => {
+                tracing::warn!(?other, "a client sent what only a host sends; ignored")
+            }
             Ok(None) => return,
             Err(error) => {
                 tracing::info!(%error, "a client's link ended");
@@ -136,7 +160,12 @@ async fn read(reader: &mut LinkReader<OwnedReadHalf>, client: ClientId, stream: 
 }
 
 async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
-    let Admission { welcome, mut cursor, mut side, .. } = admission;
+    let Admission {
+        welcome,
+        mut cursor,
+        mut side,
+        ..
+    } = admission;
     if writer.send(&Frame::Welcome(welcome)).await.is_err() {
         return;
     }

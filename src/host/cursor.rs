@@ -44,8 +44,11 @@ pub(super) struct Delivery {
 impl Cursor {
     pub fn new(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
         let last = tail.last_seq();
-        let Resume { seq, part, mirrors } =
-            hello.resume.clone().unwrap_or(Resume { seq: last, part: u32::MAX, mirrors: Vec::new() });
+        let Resume { seq, part, mirrors } = hello.resume.clone().unwrap_or(Resume {
+            seq: last,
+            part: u32::MAX,
+            mirrors: Vec::new(),
+        });
         Self {
             client: hello.client,
             replies: hello.replies,
@@ -53,7 +56,11 @@ impl Cursor {
             view: View::new(hello.client, session_id.to_owned(), mirrors),
             tail,
             // The last record seen is handled once more, for what it was not seen of.
-            seq: if part == u32::MAX { seq.min(last) } else { seq.min(last).saturating_sub(1) },
+            seq: if part == u32::MAX {
+                seq.min(last)
+            } else {
+                seq.min(last).saturating_sub(1)
+            },
             skip: (seq, part),
             disk: None,
             hint: format!("`farside logs {session}`"),
@@ -71,7 +78,7 @@ impl Cursor {
                     self.disk = None;
                     records
                 }
-                None => self.from_disk().await,
+                None => self.read_files().await,
             };
             let mut deliveries = Vec::with_capacity(records.len());
             for record in records {
@@ -89,8 +96,15 @@ impl Cursor {
         }
     }
 
-    fn handle(&mut self, record: Arc<Record>, to: &mut Vec<Delivery>) -> Option<(Arc<Record>, Replay)> {
-        if let Body::Reply { client, channel, .. } = &record.body {
+    fn handle(
+        &mut self,
+        record: Arc<Record>,
+        to: &mut Vec<Delivery>,
+    ) -> Option<(Arc<Record>, Replay)> {
+        if let Body::Reply {
+            client, channel, ..
+        } = &record.body
+        {
             debug_assert_ne!(*channel, Channel::Iopub);
             if self.replies && *client == self.client {
                 self.deliver(0, record, to);
@@ -122,7 +136,10 @@ impl Cursor {
 
     async fn replay(&mut self, record: &Arc<Record>, replay: Replay, to: &mut Vec<Delivery>) {
         let dir = self.tail.dir().to_owned();
-        let (wanted, hint) = (replay.clone(), format!("{} {} shows them all", self.hint, replay.n));
+        let (wanted, hint) = (
+            replay.clone(),
+            format!("{} {} shows them all", self.hint, replay.n),
+        );
         let made = tokio::task::spawn_blocking(move || outputs_so_far(dir, &wanted, &hint)).await;
         let messages = match made {
             Ok(Ok(messages)) => messages,
@@ -130,7 +147,9 @@ impl Cursor {
             Err(error) => vec![unreadable(&error)],
         };
         for (part, (msg_type, message)) in messages.into_iter().enumerate() {
-            let copy = self.view.made(record, message, &msg_type, &replay.parent, part);
+            let copy = self
+                .view
+                .made(record, message, &msg_type, &replay.parent, part);
             self.deliver(part as u32 + 1, made_of(record, copy), to);
         }
     }
@@ -141,7 +160,7 @@ impl Cursor {
         }
     }
 
-    async fn from_disk(&mut self) -> Vec<Arc<Record>> {
+    async fn read_files(&mut self) -> Vec<Arc<Record>> {
         let (reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
         let read = tokio::task::spawn_blocking(move || -> std::io::Result<_> {
             let mut reader = match reader {
@@ -175,15 +194,27 @@ impl Cursor {
         if records.is_empty() {
             // Nothing of what lies behind us can be read: what is in memory is the next there is.
             self.disk = None;
-            self.seq = self.tail.first_in_memory().map_or(self.seq, |first| first.saturating_sub(1)).max(self.seq);
+            self.seq = self
+                .tail
+                .first_in_memory()
+                .map_or(self.seq, |first| first.saturating_sub(1))
+                .max(self.seq);
         }
         records
     }
 }
 
 fn made_of(record: &Record, message: Message) -> Arc<Record> {
-    let body = Body::Iopub { client: None, execution: 0, message };
-    Arc::new(Record { seq: record.seq, time: record.time, body })
+    let body = Body::Iopub {
+        client: None,
+        execution: 0,
+        message,
+    };
+    Arc::new(Record {
+        seq: record.seq,
+        time: record.time,
+        body,
+    })
 }
 
 fn unreadable(error: &dyn std::fmt::Display) -> (String, Message) {
@@ -198,15 +229,28 @@ fn unreadable(error: &dyn std::fmt::Display) -> (String, Message) {
 }
 
 /// The execution's input and compacted outputs; blocks on the journal's files.
-fn outputs_so_far(dir: PathBuf, replay: &Replay, hint: &str) -> std::io::Result<Vec<(String, Message)>> {
+fn outputs_so_far(
+    dir: PathBuf,
+    replay: &Replay,
+    hint: &str,
+) -> std::io::Result<Vec<(String, Message)>> {
     let mut input = None;
     let mut compactor = Compactor::new(Limits::default(), hint);
-    let outputs = journal::Outputs::from_seq(&dir, replay.n, replay.first_seq, replay.until_seq.saturating_sub(1))?;
+    let outputs = journal::Outputs::from_seq(
+        &dir,
+        replay.n,
+        replay.first_seq,
+        replay.until_seq.saturating_sub(1),
+    )?;
     for item in outputs {
         match item? {
             Item::Record(record, _) => {
-                let Body::Iopub { message, .. } = &record.body else { continue };
-                let Ok(header) = message.header() else { continue };
+                let Body::Iopub { message, .. } = &record.body else {
+                    continue;
+                };
+                let Ok(header) = message.header() else {
+                    continue;
+                };
                 let msg_type = header.msg_type.into_owned();
                 match msg_type.as_str() {
                     "execute_input" => input = Some((msg_type, message.clone())),

@@ -46,16 +46,38 @@ const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) enum Input {
     Event(Event),
-    Iopub { generation: u32, messages: Vec<Message> },
+    Iopub {
+        generation: u32,
+        messages: Vec<Message>,
+    },
     Engine(EngineInput),
     Open(Opening),
-    Closed { client: ClientId, stream: StreamId },
-    Request { client: ClientId, stream: StreamId, number: u64, channel: Channel, message: Message, again: bool },
-    Command { client: ClientId, stream: StreamId, id: u64, command: Command },
+    Closed {
+        client: ClientId,
+        stream: StreamId,
+    },
+    Request {
+        client: ClientId,
+        stream: StreamId,
+        number: u64,
+        channel: Channel,
+        message: Message,
+        again: bool,
+    },
+    Command {
+        client: ClientId,
+        stream: StreamId,
+        id: u64,
+        command: Command,
+    },
     /// A client that had left for a moment should be back.
-    Expected { client: ClientId },
+    Expected {
+        client: ClientId,
+    },
     /// The process that a client lives for is gone.
-    Orphaned { client: ClientId },
+    Orphaned {
+        client: ClientId,
+    },
 }
 
 /// A client as the driver knows it.
@@ -91,11 +113,19 @@ struct Driver {
 }
 
 /// Runs the session until it ends.
-pub(super) async fn run(session: Session, lock: HostLock, args: HostArgs) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) async fn run(
+    session: Session,
+    lock: HostLock,
+    args: HostArgs,
+) -> Result<(), Box<dyn std::error::Error>> {
     let config = crate::config::Config::load(&crate::config::Flags::default())?.config;
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
-    let mut state = recovered.checkpoint.as_ref().and_then(State::from_checkpoint).unwrap_or_default();
+    let mut state = recovered
+        .checkpoint
+        .as_ref()
+        .and_then(State::from_checkpoint)
+        .unwrap_or_default();
     for record in &recovered.after {
         state.apply(&record.record);
     }
@@ -120,7 +150,12 @@ pub(super) async fn run(session: Session, lock: HostLock, args: HostArgs) -> Res
         core: Core::new(facts, nonce, state, recovered.next_seq),
         log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
         lookups: Lookups::start(journal_dir, inbox.clone())?,
-        engine: EngineDriver::new(session.clone(), inbox.clone(), config.engine_start_timeout, transport),
+        engine: EngineDriver::new(
+            session.clone(),
+            inbox.clone(),
+            config.engine_start_timeout,
+            transport,
+        ),
         keeper,
         session,
         lock,
@@ -159,17 +194,31 @@ fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
 impl Driver {
     /// The first turn: what an earlier host left is taken over.
     fn open(&mut self) -> std::io::Result<()> {
-        let (gap_from, ended) = (self.core.state().last_record, self.core.state().ended.is_some());
+        let (gap_from, ended) = (
+            self.core.state().last_record,
+            self.core.state().ended.is_some(),
+        );
         if ended {
             self.over = true;
             return Ok(());
         }
         for (client, known) in self.core.state().clients.clone() {
             let claims = known.kind == "launcher";
-            self.clients.insert(client, Attached { pid: known.pid, main: None, claims });
+            self.clients.insert(
+                client,
+                Attached {
+                    pid: known.pid,
+                    main: None,
+                    claims,
+                },
+            );
             self.expect(client);
         }
-        let engine = (self.core.state().generation, self.core.state().engine_pid, self.core.state().engine_start_time);
+        let engine = (
+            self.core.state().generation,
+            self.core.state().engine_pid,
+            self.core.state().engine_start_time,
+        );
         let effects = self.core.open(std::process::id(), now());
         self.take(effects);
         if let (generation, Some(pid), start_time) = engine {
@@ -181,14 +230,26 @@ impl Driver {
     }
 
     fn adopt(&mut self, generation: u32, pid: u32, start_time: u64, gap_from: u64) {
-        let lives = ProcessId { pid, start_ticks: start_time }.is_alive();
+        let lives = ProcessId {
+            pid,
+            start_ticks: start_time,
+        }
+        .is_alive();
         if lives {
             let why = "the process that keeps this session was killed and replaced".to_owned();
             self.event(Event::Adopted { gap_from, why });
-            let process = Process { id: format!("engine-{generation}"), pid, start_time };
+            let process = Process {
+                id: format!("engine-{generation}"),
+                pid,
+                start_time,
+            };
             match self.engine.adopt(generation, process) {
                 Ok(watch) => self.tell_keeper(watch),
-                Err(why) => self.event(Event::EngineEnded { generation, end: None, why }),
+                Err(why) => self.event(Event::EngineEnded {
+                    generation,
+                    end: None,
+                    why,
+                }),
             }
         } else {
             // How it ended, a keeper that lived on will say with its first word.
@@ -205,7 +266,8 @@ impl Driver {
         receiver: &mut mpsc::UnboundedReceiver<Queued<Input>>,
     ) -> Result<(), Box<dyn std::error::Error>> {
         let mut inputs = Vec::with_capacity(TURN_INPUTS_MAX);
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut terminate =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         while !self.over {
             let status_due = self.status_due;
             tokio::select! {
@@ -246,10 +308,16 @@ impl Driver {
     fn input(&mut self, input: Input) {
         match input {
             Input::Event(event) => self.event(event),
-            Input::Iopub { generation, messages } => {
+            Input::Iopub {
+                generation,
+                messages,
+            } => {
                 if generation == self.core.state().generation {
                     for message in messages {
-                        self.event(Event::EngineMessage { channel: Channel::Iopub, message });
+                        self.event(Event::EngineMessage {
+                            channel: Channel::Iopub,
+                            message,
+                        });
                     }
                 }
             }
@@ -264,17 +332,42 @@ impl Driver {
             }
             Input::Open(opening) => self.on_open(opening),
             Input::Closed { client, stream } => self.on_closed(client, stream),
-            Input::Request { client, stream, number, channel, message, again } => {
-                self.event(Event::Request { client, channel, message, again });
+            Input::Request {
+                client,
+                stream,
+                number,
+                channel,
+                message,
+                again,
+            } => {
+                self.event(Event::Request {
+                    client,
+                    channel,
+                    message,
+                    again,
+                });
                 self.acks.insert(stream, number);
             }
-            Input::Command { client, stream, id, command } => {
+            Input::Command {
+                client,
+                stream,
+                id,
+                command,
+            } => {
                 self.next_command += 1;
                 self.commands.insert(self.next_command, (stream, id));
-                self.event(Event::Command { id: self.next_command, client, command });
+                self.event(Event::Command {
+                    id: self.next_command,
+                    client,
+                    command,
+                });
             }
             Input::Expected { client } => {
-                if self.clients.get(&client).is_some_and(|attached| attached.main.is_none()) {
+                if self
+                    .clients
+                    .get(&client)
+                    .is_some_and(|attached| attached.main.is_none())
+                {
                     self.detach(client, "its link broke and did not come back");
                 }
             }
@@ -293,7 +386,8 @@ impl Driver {
             if !records.is_empty() {
                 let appended = self.log.append(records);
                 self.lookups.catch_up();
-                self.status_due.get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+                self.status_due
+                    .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
                 match appended {
                     Appended::Kept | Appended::StillFailing => {}
                     Appended::Failed(why) => self.event(Event::JournalFailed { why }),
@@ -329,7 +423,10 @@ impl Driver {
                     self.tell_keeper(signal);
                 }
             }
-            Effect::StopEngine { now: at_once, restart } => {
+            Effect::StopEngine {
+                now: at_once,
+                restart,
+            } => {
                 let request = self.shutdown_request(restart);
                 if let Some(signal) = self.engine.stop(at_once, request) {
                     self.tell_keeper(signal);
@@ -357,7 +454,11 @@ impl Driver {
             username: "farside",
             date: now(),
         };
-        Message::new(&header, &bytes::Bytes::new(), &json!({ "restart": restart }))
+        Message::new(
+            &header,
+            &bytes::Bytes::new(),
+            &json!({ "restart": restart }),
+        )
     }
 
     fn tell(&mut self, stream: StreamId, frame: Frame) {
@@ -393,7 +494,10 @@ impl Driver {
                 }
             }
             FromKeeper::Ended(ended) => {
-                self.tell_keeper(ToKeeper::Ack { pid: ended.process.pid, start_time: ended.process.start_time });
+                self.tell_keeper(ToKeeper::Ack {
+                    pid: ended.process.pid,
+                    start_time: ended.process.start_time,
+                });
                 let why = crate::keeper::describe_end(ended.end.as_ref());
                 tracing::info!(process = ended.process.id, pid = ended.process.pid, "{why}");
                 if let Some(message) = self.engine.ended(&ended.process, ended.end.clone()) {
@@ -401,10 +505,16 @@ impl Driver {
                 } else if self.engine.process().is_none() && self.is_our_engine(&ended.process) {
                     // It ended while no host was there.
                     let generation = self.core.state().generation;
-                    self.event(Event::EngineEnded { generation, end: ended.end, why });
+                    self.event(Event::EngineEnded {
+                        generation,
+                        end: ended.end,
+                        why,
+                    });
                 }
             }
-            FromKeeper::Refused { about, error } => tracing::warn!(about, error, "the keeper refused"),
+            FromKeeper::Refused { about, error } => {
+                tracing::warn!(about, error, "the keeper refused")
+            }
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
         }
@@ -416,8 +526,15 @@ impl Driver {
     }
 
     fn end(&mut self, reason: &str) {
-        let command = Command::Stop { now: false, reason: reason.to_owned() };
-        self.event(Event::Command { id: 0, client: ClientId::nil(), command });
+        let command = Command::Stop {
+            now: false,
+            reason: reason.to_owned(),
+        };
+        self.event(Event::Command {
+            id: 0,
+            client: ClientId::nil(),
+            command,
+        });
     }
 
     fn on_open(&mut self, opening: Opening) {
@@ -452,20 +569,35 @@ impl Driver {
         if hello.replies {
             let known = self.clients.insert(
                 hello.client,
-                Attached { pid: hello.pid, main: Some(stream), claims: hello.claim },
+                Attached {
+                    pid: hello.pid,
+                    main: Some(stream),
+                    claims: hello.claim,
+                },
             );
             if let Some(file) = hello.connection_file {
                 self.connection_file = Some(file);
             }
             if known.is_none() {
-                let Some(kind) = Some(hello.kind.clone()) else { return };
-                self.event(Event::ClientAttached { client: hello.client, kind, pid: hello.pid });
+                let Some(kind) = Some(hello.kind.clone()) else {
+                    return;
+                };
+                self.event(Event::ClientAttached {
+                    client: hello.client,
+                    kind,
+                    pid: hello.pid,
+                });
             }
             if let Some(parent) = hello.parent_pid {
                 self.watch_parent(hello.client, parent);
             }
         }
-        let admission = Admission { stream, welcome, cursor, side };
+        let admission = Admission {
+            stream,
+            welcome,
+            cursor,
+            side,
+        };
         let _ = answer.send(Ok(admission));
     }
 
@@ -504,7 +636,9 @@ impl Driver {
 
     fn on_closed(&mut self, client: ClientId, stream: StreamId) {
         self.streams.remove(&stream);
-        let Some(attached) = self.clients.get_mut(&client) else { return };
+        let Some(attached) = self.clients.get_mut(&client) else {
+            return;
+        };
         if attached.main != Some(stream) {
             return;
         }
@@ -527,7 +661,10 @@ impl Driver {
 
     fn detach(&mut self, client: ClientId, why: &str) {
         self.clients.remove(&client);
-        self.event(Event::ClientDetached { client, why: why.to_owned() });
+        self.event(Event::ClientDetached {
+            client,
+            why: why.to_owned(),
+        });
     }
 
     fn write_status(&mut self) {
@@ -556,9 +693,10 @@ impl Driver {
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: ProcessId::of(std::process::id()),
-            engine: state
-                .engine_pid
-                .map(|pid| ProcessId { pid, start_ticks: state.engine_start_time }),
+            engine: state.engine_pid.map(|pid| ProcessId {
+                pid,
+                start_ticks: state.engine_start_time,
+            }),
             busy_since: running.and_then(|(_, execution)| execution.started),
             running: running.map(|(n, _)| n),
             connection_file: self.connection_file.clone(),
@@ -572,7 +710,9 @@ impl Driver {
         self.write_status();
         let reason = self.core.state().ended.clone().unwrap_or_default();
         for side in self.streams.values() {
-            let _ = side.send(Frame::Ended { reason: reason.clone() });
+            let _ = side.send(Frame::Ended {
+                reason: reason.clone(),
+            });
         }
         let streams = std::mem::take(&mut self.streams);
         let gone = async {

@@ -44,7 +44,12 @@ const DRAIN: Duration = Duration::from_secs(2);
 const LOG_TAIL_BYTES: u64 = 600;
 
 /// Channels that must be up before the engine is used.
-const CHANNELS: [Channel; 4] = [Channel::Shell, Channel::Control, Channel::Stdin, Channel::Iopub];
+const CHANNELS: [Channel; 4] = [
+    Channel::Shell,
+    Channel::Control,
+    Channel::Stdin,
+    Channel::Iopub,
+];
 
 /// What the sockets say.
 #[derive(Debug)]
@@ -54,7 +59,11 @@ pub(super) enum EngineInput {
     /// A socket's connection has ended, all that it carried is in the inbox.
     Down { generation: u32, channel: Channel },
     /// A message; not of iopub.
-    Message { generation: u32, channel: Channel, message: Message },
+    Message {
+        generation: u32,
+        channel: Channel,
+        message: Message,
+    },
     /// Time to look after it.
     Timer { generation: u32, timer: Timer },
 }
@@ -112,13 +121,28 @@ struct Current {
 }
 
 impl EngineDriver {
-    pub fn new(session: Session, inbox: Inbox<Input>, start_timeout: Duration, transport: TransportChoice) -> Self {
-        Self { session, inbox, start_timeout, transport, current: None }
+    pub fn new(
+        session: Session,
+        inbox: Inbox<Input>,
+        start_timeout: Duration,
+        transport: TransportChoice,
+    ) -> Self {
+        Self {
+            session,
+            inbox,
+            start_timeout,
+            transport,
+            current: None,
+        }
     }
 
     /// The living process.
     pub fn process(&self) -> Option<&Process> {
-        self.current.as_ref().filter(|current| current.end.is_none())?.process.as_ref()
+        self.current
+            .as_ref()
+            .filter(|current| current.end.is_none())?
+            .process
+            .as_ref()
     }
 
     /// What the keeper is to start.
@@ -137,14 +161,26 @@ impl EngineDriver {
         self.current = None;
         self.timer(generation, Timer::StartTimeout, self.start_timeout);
         let json = &self.session.json;
-        let argv = json.argv.iter().map(|arg| arg.replace("{connection_file}", &path.to_string_lossy()));
-        let mut env: Vec<(OsString, OsString)> = std::env::vars_os().filter(|(name, _)| !is_ours(name)).collect();
+        let argv = json
+            .argv
+            .iter()
+            .map(|arg| arg.replace("{connection_file}", &path.to_string_lossy()));
+        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+            .filter(|(name, _)| !is_ours(name))
+            .collect();
         env.retain(|(name, _)| !json.env.keys().any(|own| name == own.as_str()));
-        env.extend(json.env.iter().map(|(name, value)| (name.into(), value.into())));
+        env.extend(
+            json.env
+                .iter()
+                .map(|(name, value)| (name.into(), value.into())),
+        );
         let spawn = Spawn {
             id: spawn_id(generation),
             argv: argv.map(|arg| OsString::from(arg).into()).collect(),
-            env: env.into_iter().map(|(name, value)| (name.into(), value.into())).collect(),
+            env: env
+                .into_iter()
+                .map(|(name, value)| (name.into(), value.into()))
+                .collect(),
             cwd: json.cwd.clone().into_os_string().into(),
             log: self.session.dir.engine_log().into_os_string().into(),
             nice: None,
@@ -156,9 +192,13 @@ impl EngineDriver {
     /// Goes on with an engine that an earlier host started.
     pub fn adopt(&mut self, generation: u32, process: Process) -> Result<ToKeeper, String> {
         let path = self.connection_path();
-        let text = std::fs::read_to_string(&path).map_err(|error| format!("cannot read {}: {error}", path.display()))?;
+        let text = std::fs::read_to_string(&path)
+            .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let file = ConnectionFile::parse(&text).map_err(|error| error.to_string())?;
-        self.connect(Endpoints::new(&self.session, generation, file), Some(process.clone()));
+        self.connect(
+            Endpoints::new(&self.session, generation, file),
+            Some(process.clone()),
+        );
         Ok(ToKeeper::Watch(process))
     }
 
@@ -176,7 +216,12 @@ impl EngineDriver {
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
             let (sender, receiver) = mpsc::unbounded_channel();
             senders.insert(channel, sender);
-            tasks.spawn_local(run_channel(endpoints.clone(), channel, receiver, self.inbox.clone()));
+            tasks.spawn_local(run_channel(
+                endpoints.clone(),
+                channel,
+                receiver,
+                self.inbox.clone(),
+            ));
         }
         self.current = Some(Current {
             endpoints,
@@ -199,7 +244,11 @@ impl EngineDriver {
         }
         let (pid, start_time) = (process.pid, process.start_time);
         current.process = Some(process);
-        Some(Event::EngineStarted { generation, pid, start_time })
+        Some(Event::EngineStarted {
+            generation,
+            pid,
+            start_time,
+        })
     }
 
     /// The keeper could not start it.
@@ -209,7 +258,10 @@ impl EngineDriver {
             return None;
         }
         self.current = None;
-        let why = format!("the engine {} cannot be started: {error}", self.session.json.engine);
+        let why = format!(
+            "the engine {} cannot be started: {error}",
+            self.session.json.engine
+        );
         Some(Event::EngineFailed { generation, why })
     }
 
@@ -231,10 +283,17 @@ impl EngineDriver {
         }
         let mut why = keeper::describe_end(end.as_ref());
         if !current.connected {
-            why.push_str(&format!(" before it was ready{}", log_tail(&self.session.dir.engine_log())));
+            why.push_str(&format!(
+                " before it was ready{}",
+                log_tail(&self.session.dir.engine_log())
+            ));
         }
         current.end = Some((end, why));
-        let wait = if current.up.is_empty() { Duration::ZERO } else { DRAIN };
+        let wait = if current.up.is_empty() {
+            Duration::ZERO
+        } else {
+            DRAIN
+        };
         self.timer(generation, Timer::Drained, wait);
         None
     }
@@ -242,39 +301,63 @@ impl EngineDriver {
     /// Takes in what the sockets and timers say.
     pub fn input(&mut self, input: EngineInput, awaited: bool) -> EngineOutput {
         let mut output = EngineOutput::default();
-        let Some(current) = self.current.as_mut() else { return output };
+        let Some(current) = self.current.as_mut() else {
+            return output;
+        };
         let now_generation = current.endpoints.generation;
         match input {
-            EngineInput::Up { generation, channel } if generation == now_generation => {
+            EngineInput::Up {
+                generation,
+                channel,
+            } if generation == now_generation => {
                 if !current.up.contains(&channel) {
                     current.up.push(channel);
                 }
-                if !current.connected && CHANNELS.iter().all(|channel| current.up.contains(channel)) {
+                if !current.connected && CHANNELS.iter().all(|channel| current.up.contains(channel))
+                {
                     current.connected = true;
                     output.event = Some(Event::EngineConnected { generation });
                     self.timer(generation, Timer::ProbeAgain, PROBE_AGAIN_AFTER);
                 }
             }
-            EngineInput::Down { generation, channel } if generation == now_generation => {
+            EngineInput::Down {
+                generation,
+                channel,
+            } if generation == now_generation => {
                 current.up.retain(|up| *up != channel);
                 if current.up.is_empty() && current.end.is_some() {
                     output.event = self.drained();
                 }
             }
-            EngineInput::Message { generation, channel, message } if generation == now_generation => {
+            EngineInput::Message {
+                generation,
+                channel,
+                message,
+            } if generation == now_generation => {
                 output.event = Some(Event::EngineMessage { channel, message });
             }
             EngineInput::Timer { generation, timer } if generation == now_generation => {
                 self.on_timer(generation, timer, awaited, &mut output);
             }
             // Of an engine before this one.
-            EngineInput::Up { .. } | EngineInput::Down { .. } | EngineInput::Message { .. } | EngineInput::Timer { .. } => {}
+            EngineInput::Up { .. }
+            | EngineInput::Down { .. }
+            | EngineInput::Message { .. }
+            | EngineInput::Timer { .. } => {}
         }
         output
     }
 
-    fn on_timer(&mut self, generation: u32, timer: Timer, awaited: bool, output: &mut EngineOutput) {
-        let Some(current) = self.current.as_mut() else { return };
+    fn on_timer(
+        &mut self,
+        generation: u32,
+        timer: Timer,
+        awaited: bool,
+        output: &mut EngineOutput,
+    ) {
+        let Some(current) = self.current.as_mut() else {
+            return;
+        };
         match timer {
             Timer::ProbeAgain if awaited => {
                 output.event = Some(Event::EngineConnected { generation });
@@ -296,12 +379,20 @@ impl EngineDriver {
     fn drained(&mut self) -> Option<Event> {
         let (end, why) = self.current.as_mut()?.end.take()?;
         let current = self.current.take()?;
-        Some(Event::EngineEnded { generation: current.endpoints.generation, end, why })
+        Some(Event::EngineEnded {
+            generation: current.endpoints.generation,
+            end,
+            why,
+        })
     }
 
     /// Sends to the engine; nothing where it is gone.
     pub fn send(&self, channel: Channel, message: Message) {
-        if let Some(sender) = self.current.as_ref().and_then(|current| current.senders.get(&channel)) {
+        if let Some(sender) = self
+            .current
+            .as_ref()
+            .and_then(|current| current.senders.get(&channel))
+        {
             let _ = sender.send(message);
         }
     }
@@ -309,7 +400,12 @@ impl EngineDriver {
     /// A signal to the engine's process group.
     pub fn signal(&self, signal: i32) -> Option<ToKeeper> {
         let process = self.process()?;
-        Some(ToKeeper::Signal { pid: process.pid, start_time: process.start_time, signal, group: true })
+        Some(ToKeeper::Signal {
+            pid: process.pid,
+            start_time: process.start_time,
+            signal,
+            group: true,
+        })
     }
 
     /// Asks it to end, and makes it end if it does not.
@@ -352,7 +448,12 @@ impl Endpoints {
         let key = file.key();
         // The same for every host of this session, so that an adopted engine's replies find their way.
         let identity = format!("farside-{}", session.json.id).into_bytes();
-        Self { generation, file, key, identity }
+        Self {
+            generation,
+            file,
+            key,
+            identity,
+        }
     }
 }
 
@@ -366,12 +467,18 @@ async fn run_channel(
     let generation = endpoints.generation;
     loop {
         if let Some((reader, writer)) = connect_channel(&endpoints, channel).await {
-            inbox.send_now(Input::Engine(EngineInput::Up { generation, channel }));
+            inbox.send_now(Input::Engine(EngineInput::Up {
+                generation,
+                channel,
+            }));
             tokio::select! {
                 () = read_channel(&endpoints, channel, reader, &inbox) => {}
                 () = write_channel(&endpoints, writer, &mut outgoing) => {}
             }
-            inbox.send_now(Input::Engine(EngineInput::Down { generation, channel }));
+            inbox.send_now(Input::Engine(EngineInput::Down {
+                generation,
+                channel,
+            }));
         }
         tokio::time::sleep(RETRY_EVERY).await;
     }
@@ -384,9 +491,19 @@ async fn connect_channel(endpoints: &Endpoints, channel: Channel) -> Option<(Rea
         Channel::Stdin => Socket::Stdin,
         Channel::Iopub => Socket::Iopub,
     };
-    let stream = transport::connect(&endpoints.file.endpoint(socket)).await.ok()?;
+    let stream = transport::connect(&endpoints.file.endpoint(socket))
+        .await
+        .ok()?;
     let identity = &endpoints.identity;
-    match transport::handshake(stream, SocketType::Dealer, identity, Limits::default(), HANDSHAKE_TIMEOUT).await {
+    match transport::handshake(
+        stream,
+        SocketType::Dealer,
+        identity,
+        Limits::default(),
+        HANDSHAKE_TIMEOUT,
+    )
+    .await
+    {
         Ok((reader, writer, _)) => Some((reader, writer)),
         Err(error) => {
             tracing::debug!(%error, ?channel, "no handshake with the engine yet");
@@ -395,7 +512,12 @@ async fn connect_channel(endpoints: &Endpoints, channel: Channel) -> Option<(Rea
     }
 }
 
-async fn read_channel(endpoints: &Endpoints, channel: Channel, mut reader: Reader, inbox: &Inbox<Input>) {
+async fn read_channel(
+    endpoints: &Endpoints,
+    channel: Channel,
+    mut reader: Reader,
+    inbox: &Inbox<Input>,
+) {
     let generation = endpoints.generation;
     loop {
         let parts = match reader.recv().await {
@@ -411,16 +533,32 @@ async fn read_channel(endpoints: &Endpoints, channel: Channel, mut reader: Reade
             Ok(mut message) => {
                 message.identities.clear();
                 let bytes = message.size_bytes();
-                if !inbox.send(Input::Engine(EngineInput::Message { generation, channel, message }), bytes).await {
+                if !inbox
+                    .send(
+                        Input::Engine(EngineInput::Message {
+                            generation,
+                            channel,
+                            message,
+                        }),
+                        bytes,
+                    )
+                    .await
+                {
                     return;
                 }
             }
-            Err(error) => tracing::warn!(%error, ?channel, "the engine sent something that is no message; dropped"),
+            Err(error) => {
+                tracing::warn!(%error, ?channel, "the engine sent something that is no message; dropped")
+            }
         }
     }
 }
 
-async fn write_channel(endpoints: &Endpoints, mut writer: Writer, outgoing: &mut mpsc::UnboundedReceiver<Message>) {
+async fn write_channel(
+    endpoints: &Endpoints,
+    mut writer: Writer,
+    outgoing: &mut mpsc::UnboundedReceiver<Message>,
+) {
     while let Some(message) = outgoing.recv().await {
         if let Err(error) = writer.send(&frame::encode(&message, &endpoints.key)).await {
             tracing::warn!(%error, "a request could not be sent to the engine");
@@ -440,7 +578,11 @@ fn is_ours(name: &std::ffi::OsStr) -> bool {
     name == "FARSIDE_SESSION"
 }
 
-fn connection_file(session: &Session, generation: u32, transport: Transport) -> io::Result<ConnectionFile> {
+fn connection_file(
+    session: &Session,
+    generation: u32,
+    transport: Transport,
+) -> io::Result<ConnectionFile> {
     let (ip, ports, key_text) = match transport {
         Transport::Ipc => {
             // Sockets of its own for each engine: the one before may still be about to remove its own.
@@ -451,7 +593,11 @@ fn connection_file(session: &Session, generation: u32, transport: Transport) -> 
             // No key: who can open these sockets can read the key's file as well, and hashing costs both ends.
             (prefix, [1, 2, 3, 4, 5], String::new())
         }
-        Transport::Tcp => ("127.0.0.1".to_owned(), free_ports()?, uuid::Uuid::new_v4().to_string()),
+        Transport::Tcp => (
+            "127.0.0.1".to_owned(),
+            free_ports()?,
+            uuid::Uuid::new_v4().to_string(),
+        ),
     };
     Ok(ConnectionFile {
         transport,
@@ -481,10 +627,17 @@ fn write_private(path: &Path, text: &str) -> io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
     if let Some(dir) = path.parent() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        std::fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(dir)?;
     }
     let _ = std::fs::remove_file(path);
-    let mut file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)?;
     file.write_all(text.as_bytes())
 }
 
@@ -500,7 +653,9 @@ fn log_tail(path: &Path) -> String {
         Ok(String::from_utf8_lossy(&bytes).trim().to_owned())
     };
     match read() {
-        Ok(text) if !text.is_empty() => format!(". The end of its log ({}):\n{text}\n", path.display()),
+        Ok(text) if !text.is_empty() => {
+            format!(". The end of its log ({}):\n{text}\n", path.display())
+        }
         Ok(_) | Err(_) => String::new(),
     }
 }

@@ -42,7 +42,10 @@ pub struct Share(#[allow(dead_code)] Option<OwnedSemaphorePermit>);
 
 impl<T> Clone for Inbox<T> {
     fn clone(&self) -> Self {
-        Self { sender: self.sender.clone(), room: self.room.clone() }
+        Self {
+            sender: self.sender.clone(),
+            room: self.room.clone(),
+        }
     }
 }
 
@@ -50,7 +53,13 @@ impl<T> Inbox<T> {
     /// An empty queue.
     pub fn new() -> (Self, mpsc::UnboundedReceiver<Queued<T>>) {
         let (sender, receiver) = mpsc::unbounded_channel();
-        (Self { sender, room: Arc::new(Semaphore::new(UNITS_MAX)) }, receiver)
+        (
+            Self {
+                sender,
+                room: Arc::new(Semaphore::new(UNITS_MAX)),
+            },
+            receiver,
+        )
     }
 
     /// Queues an item that holds `bytes`, when there is room; one larger than the bound waits for an empty queue.
@@ -58,8 +67,15 @@ impl<T> Inbox<T> {
     pub async fn send(&self, item: T, bytes: usize) -> bool {
         // At most UNITS_MAX, so it fits.
         let units = (bytes / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
-        let Ok(share) = self.room.clone().acquire_many_owned(units).await else { return false };
-        self.sender.send(Queued { item, share: Some(share) }).is_ok()
+        let Ok(share) = self.room.clone().acquire_many_owned(units).await else {
+            return false;
+        };
+        self.sender
+            .send(Queued {
+                item,
+                share: Some(share),
+            })
+            .is_ok()
     }
 
     /// Queues something small that must not wait: the end of a process, a timer.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::watch;
 
 use super::driver::Input;
-use super::engine::{EngineInput, Endpoints, RETRY_EVERY};
+use super::engine::{Endpoints, EngineInput, RETRY_EVERY};
 use super::inbox::Inbox;
 use crate::transport::{self, Incoming, Reader};
 use crate::wire::connection_file::Socket;
@@ -25,13 +25,17 @@ pub(super) fn start(
     inbox: Inbox<Input>,
     until: watch::Receiver<()>,
 ) -> std::io::Result<()> {
-    std::thread::Builder::new().name("iopub".into()).spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        match runtime {
-            Ok(runtime) => runtime.block_on(run(&endpoints, &inbox, until)),
-            Err(error) => tracing::error!(%error, "no runtime for the engine's iopub"),
-        }
-    })?;
+    std::thread::Builder::new()
+        .name("iopub".into())
+        .spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build();
+            match runtime {
+                Ok(runtime) => runtime.block_on(run(&endpoints, &inbox, until)),
+                Err(error) => tracing::error!(%error, "no runtime for the engine's iopub"),
+            }
+        })?;
     Ok(())
 }
 
@@ -51,8 +55,17 @@ async fn run(endpoints: &Endpoints, inbox: &Inbox<Input>, mut until: watch::Rece
 /// One connection, from its beginning to its end.
 async fn read(endpoints: &Endpoints, inbox: &Inbox<Input>) {
     let generation = endpoints.generation;
-    let Ok(stream) = transport::connect(&endpoints.file.endpoint(Socket::Iopub)).await else { return };
-    let shaken = transport::handshake(stream, SocketType::Sub, b"", Limits::default(), HANDSHAKE_TIMEOUT).await;
+    let Ok(stream) = transport::connect(&endpoints.file.endpoint(Socket::Iopub)).await else {
+        return;
+    };
+    let shaken = transport::handshake(
+        stream,
+        SocketType::Sub,
+        b"",
+        Limits::default(),
+        HANDSHAKE_TIMEOUT,
+    )
+    .await;
     let (mut reader, mut writer) = match shaken {
         Ok((reader, writer, _)) => (reader, writer),
         Err(error) => {
@@ -63,13 +76,28 @@ async fn read(endpoints: &Endpoints, inbox: &Inbox<Input>) {
     if writer.subscribe(b"").await.is_err() {
         return;
     }
-    inbox.send_now(Input::Engine(EngineInput::Up { generation, channel: crate::wire::Channel::Iopub }));
+    inbox.send_now(Input::Engine(EngineInput::Up {
+        generation,
+        channel: crate::wire::Channel::Iopub,
+    }));
     while let Some((messages, bytes)) = batch(&mut reader, endpoints).await {
-        if !inbox.send(Input::Iopub { generation, messages }, bytes).await {
+        if !inbox
+            .send(
+                Input::Iopub {
+                    generation,
+                    messages,
+                },
+                bytes,
+            )
+            .await
+        {
             return;
         }
     }
-    inbox.send_now(Input::Engine(EngineInput::Down { generation, channel: crate::wire::Channel::Iopub }));
+    inbox.send_now(Input::Engine(EngineInput::Down {
+        generation,
+        channel: crate::wire::Channel::Iopub,
+    }));
 }
 
 /// What has come: at least one thing, and all that came with it. `None`: the connection ended.
@@ -90,7 +118,9 @@ async fn batch(reader: &mut Reader, endpoints: &Endpoints) -> Option<(Vec<Messag
                     bytes += message.size_bytes();
                     messages.push(message);
                 }
-                Err(error) => tracing::warn!(%error, "the engine sent something that is no message; dropped"),
+                Err(error) => {
+                    tracing::warn!(%error, "the engine sent something that is no message; dropped")
+                }
             }
         }
         if bytes >= BATCH_BYTES_MAX {

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
-use crate::journal::record::{Micros, Record};
 use crate::journal::Writer;
+use crate::journal::record::{Micros, Record};
 
 /// How much of the newest records stays in memory for readers that keep up. One that lags further reads the
 /// journal's files instead.
@@ -57,8 +57,17 @@ impl Log {
     /// `last_seq`: of the newest record in the journal.
     pub fn new(writer: Writer, dir: &Path, last_seq: u64) -> Self {
         let (last, receiver) = watch::channel(last_seq);
-        let tail = Tail { shared: Arc::default(), last: receiver, dir: dir.to_owned() };
-        Self { writer, tail, last, failing_since: None }
+        let tail = Tail {
+            shared: Arc::default(),
+            last: receiver,
+            dir: dir.to_owned(),
+        };
+        Self {
+            writer,
+            tail,
+            last,
+            failing_since: None,
+        }
     }
 
     /// For a reader.
@@ -73,7 +82,9 @@ impl Log {
 
     /// Appends in one go, then shows the records to the readers.
     pub fn append(&mut self, records: Vec<Arc<Record>>) -> Appended {
-        let Some(newest) = records.last() else { return Appended::Kept };
+        let Some(newest) = records.last() else {
+            return Appended::Kept;
+        };
         let (last_seq, now) = (newest.seq, newest.time);
         let result = self.writer.append(&records);
         self.tail.lock().extend(records);
@@ -161,7 +172,9 @@ impl Shared {
 fn cost(record: &Record) -> usize {
     use crate::journal::record::Body;
     let message = match &record.body {
-        Body::Request { message, .. } | Body::Reply { message, .. } | Body::Iopub { message, .. } => message.size_bytes(),
+        Body::Request { message, .. }
+        | Body::Reply { message, .. }
+        | Body::Iopub { message, .. } => message.size_bytes(),
         Body::Note(_) => 0,
     };
     message + RECORD_BYTES

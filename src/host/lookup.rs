@@ -28,8 +28,13 @@ impl Lookups {
     /// Starts the thread over the journal in `dir`.
     pub fn start(dir: PathBuf, inbox: Inbox<Input>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::sync_channel(TASKS_MAX);
-        let thread = std::thread::Builder::new().name("index".into()).spawn(move || run(dir, receiver, inbox))?;
-        Ok(Self { sender: Some(sender), thread: Some(thread) })
+        let thread = std::thread::Builder::new()
+            .name("index".into())
+            .spawn(move || run(dir, receiver, inbox))?;
+        Ok(Self {
+            sender: Some(sender),
+            thread: Some(thread),
+        })
     }
 
     /// New records are in the log. Never waits: what is skipped is caught up with the next.
@@ -64,7 +69,9 @@ fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>) {
             if let Task::Query(id, query, session) = task {
                 let answer = match catch_up(&mut index, &dir) {
                     Some(index) => answer(index, &dir, query, session),
-                    None => Answer::Failed("the journal's index cannot be opened; see host.log".into()),
+                    None => {
+                        Answer::Failed("the journal's index cannot be opened; see host.log".into())
+                    }
                 };
                 inbox.send_now(Input::Event(Event::Answer { id, answer }));
             }
@@ -75,7 +82,9 @@ fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>) {
 }
 
 fn open(dir: &std::path::Path) -> Option<Index> {
-    Index::open(dir).inspect_err(|error| tracing::error!(%error, "the journal's index cannot be opened")).ok()
+    Index::open(dir)
+        .inspect_err(|error| tracing::error!(%error, "the journal's index cannot be opened"))
+        .ok()
 }
 
 fn catch_up<'a>(index: &'a mut Option<Index>, dir: &std::path::Path) -> Option<&'a mut Index> {
@@ -91,10 +100,18 @@ fn catch_up<'a>(index: &'a mut Option<Index>, dir: &std::path::Path) -> Option<&
     index.as_mut()
 }
 
-fn answer(index: &mut Index, dir: &std::path::Path, query: Query, session: serde_json::Value) -> Answer {
+fn answer(
+    index: &mut Index,
+    dir: &std::path::Path,
+    query: Query,
+    session: serde_json::Value,
+) -> Answer {
     let result = match query {
         Query::Execution(selector) => past_execution(index, dir, &selector).map(Answer::Execution),
-        Query::History { limit } => history(index, limit).map(|executions| Answer::History { session, executions }),
+        Query::History { limit } => history(index, limit).map(|executions| Answer::History {
+            session,
+            executions,
+        }),
     };
     result.unwrap_or_else(|error| Answer::Failed(format!("the journal cannot be read: {error}")))
 }
@@ -111,7 +128,9 @@ fn past_execution(
         Selector::Number(n) => journal::Selector::Number(*n),
         Selector::MsgId(msg_id) => journal::Selector::ById(msg_id.clone()),
     };
-    let Some(info) = index.execution(&selector)? else { return Ok(None) };
+    let Some(info) = index.execution(&selector)? else {
+        return Ok(None);
+    };
     let reply_content = match info.places.reply {
         Some(position) => match Reader::open_at(dir, position)?.read_at(position)? {
             Some(record) => match record.body {
@@ -123,17 +142,45 @@ fn past_execution(
         None => None,
     };
     let first_seq = info.places.first_seq;
-    Ok(Some(Box::new(PastExecution { summary: summary(info), first_seq, reply_content })))
+    Ok(Some(Box::new(PastExecution {
+        summary: summary(info),
+        first_seq,
+        reply_content,
+    })))
 }
 
 fn history(index: &Index, limit: usize) -> Result<Vec<ExecutionSummary>, Failure> {
-    let filter = journal::Filter { limit: Some(limit), ..journal::Filter::default() };
-    Ok(index.executions(&filter)?.into_iter().map(summary).collect())
+    let filter = journal::Filter {
+        limit: Some(limit),
+        ..journal::Filter::default()
+    };
+    Ok(index
+        .executions(&filter)?
+        .into_iter()
+        .map(summary)
+        .collect())
 }
 
 fn summary(info: ExecutionInfo) -> ExecutionSummary {
-    let ExecutionInfo { n, msg_id, cell_id, code, state, started, ended, .. } = info;
+    let ExecutionInfo {
+        n,
+        msg_id,
+        cell_id,
+        code,
+        state,
+        started,
+        ended,
+        ..
+    } = info;
     let (started, ended): (Option<Micros>, Option<Micros>) = (started, ended);
     let state: ExecutionState = state;
-    ExecutionSummary { n, msg_id, cell_id, code, state, started, ended }
+    ExecutionSummary {
+        n,
+        msg_id,
+        cell_id,
+        code,
+        state,
+        started,
+        ended,
+    }
 }

@@ -56,7 +56,9 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         return Ok(ExitCode::from(EXIT_OTHER_HOST));
     };
     keep_memory_small();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
     let local = tokio::task::LocalSet::new();
     local.block_on(&runtime, driver::run(session, lock, args))?;
     // A reader may still be in a file of the journal: nothing waits for it any more.

@@ -69,8 +69,11 @@ fn note() -> impl Strategy<Value = Note> {
             .prop_map(|(id, name, engine)| Note::SessionStarted { id, name, engine }),
         (any::<u32>(), any::<String>())
             .prop_map(|(pid, version)| Note::HostStarted { pid, version }),
-        (any::<u32>(), any::<u32>())
-            .prop_map(|(generation, pid)| Note::EngineStarted { generation, pid }),
+        (any::<u32>(), any::<u32>()).prop_map(|(generation, pid)| Note::EngineStarted {
+            generation,
+            pid,
+            start_time: u64::from(pid)
+        }),
         (any::<u32>(), option::of(end()), any::<String>()).prop_map(|(generation, end, why)| {
             Note::EngineEnded {
                 generation,

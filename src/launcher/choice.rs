@@ -39,7 +39,10 @@ pub enum ChoiceError {
 pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream), ChoiceError> {
     let sessions = Sessions::open()?;
     let guard = sessions.lock_creation(CHOICE_TIMEOUT)?;
-    let key = wanted.name.as_deref().map(|name| notebook_key(name, &wanted.cwd));
+    let key = wanted
+        .name
+        .as_deref()
+        .map(|name| notebook_key(name, &wanted.cwd));
     let candidates = match &key {
         Some(key) => sessions.find_by_key(key, &wanted.engine.name)?,
         None => with_connection_file(&sessions, &wanted.connection_file, &wanted.engine.name)?,
@@ -70,12 +73,19 @@ pub fn new_session(wanted: &Wanted, name: Option<String>, key: Option<String>) -
     }
 }
 
-fn with_connection_file(sessions: &Sessions, file: &Path, engine: &str) -> Result<Vec<Session>, StateError> {
+fn with_connection_file(
+    sessions: &Sessions,
+    file: &Path,
+    engine: &str,
+) -> Result<Vec<Session>, StateError> {
     let file = file.to_string_lossy();
     let is_its = |session: &Session| {
         session.json.engine == engine
             && session.json.key.is_none()
-            && session.status().and_then(|status| status.connection_file).is_some_and(|its| its == file)
+            && session
+                .status()
+                .and_then(|status| status.connection_file)
+                .is_some_and(|its| its == file)
     };
     Ok(sessions.list()?.into_iter().filter(is_its).collect())
 }

@@ -47,9 +47,14 @@ impl Sockets {
         let mut listeners = Vec::new();
         for socket in Socket::ALL {
             let endpoint = file.endpoint(socket);
-            let listener = Listener::bind(&endpoint)
-                .await
-                .map_err(|source| super::LaunchError::Bind { socket: socket.field(), endpoint, source })?;
+            let listener =
+                Listener::bind(&endpoint)
+                    .await
+                    .map_err(|source| super::LaunchError::Bind {
+                        socket: socket.field(),
+                        endpoint,
+                        source,
+                    })?;
             listeners.push((socket, listener));
         }
         Ok(Self { listeners })
@@ -89,13 +94,14 @@ async fn serve(socket: Socket, stream: Stream, shared: Rc<Shared>) {
         Socket::Iopub => SocketType::Xpub,
         Socket::Heartbeat => SocketType::Rep,
     };
-    let (reader, writer, peer) = match handshake(stream, kind, b"", Limits::default(), HANDSHAKE_TIMEOUT).await {
-        Ok(shaken) => shaken,
-        Err(error) => {
-            tracing::debug!(%error, ?socket, "somebody connected who is no frontend");
-            return;
-        }
-    };
+    let (reader, writer, peer) =
+        match handshake(stream, kind, b"", Limits::default(), HANDSHAKE_TIMEOUT).await {
+            Ok(shaken) => shaken,
+            Err(error) => {
+                tracing::debug!(%error, ?socket, "somebody connected who is no frontend");
+                return;
+            }
+        };
     match socket {
         Socket::Shell => converse(Channel::Shell, peer.identity, reader, writer, shared).await,
         Socket::Control => converse(Channel::Control, peer.identity, reader, writer, shared).await,
@@ -122,7 +128,8 @@ async fn converse(
     mut writer: Writer,
     shared: Rc<Shared>,
 ) {
-    let (identity, number, mut replies, waiting) = shared.peers.borrow_mut().join(channel, identity);
+    let (identity, number, mut replies, waiting) =
+        shared.peers.borrow_mut().join(channel, identity);
     loop {
         tokio::select! {
             reply = replies.recv() => {
@@ -163,7 +170,11 @@ async fn receive(channel: Channel, identity: &Bytes, mut parts: Vec<Bytes>, shar
         return;
     }
     let share = shared.room_for(&message).await;
-    let _ = shared.requests.send(Outgoing { channel, message, share });
+    let _ = shared.requests.send(Outgoing {
+        channel,
+        message,
+        share,
+    });
 }
 
 impl Peers {
@@ -174,7 +185,12 @@ impl Peers {
         &mut self,
         channel: Channel,
         identity: Option<Bytes>,
-    ) -> (Bytes, u64, mpsc::UnboundedReceiver<Message>, Rc<std::cell::Cell<usize>>) {
+    ) -> (
+        Bytes,
+        u64,
+        mpsc::UnboundedReceiver<Message>,
+        Rc<std::cell::Cell<usize>>,
+    ) {
         self.last_number += 1;
         let number = self.last_number;
         // A ROUTER's own identities begin with a zero byte, which no client may use.
@@ -185,14 +201,22 @@ impl Peers {
         });
         let (sender, receiver) = mpsc::unbounded_channel();
         let waiting_bytes = Rc::new(std::cell::Cell::new(0));
-        let peer = Peer { number, sender, waiting_bytes: waiting_bytes.clone() };
+        let peer = Peer {
+            number,
+            sender,
+            waiting_bytes: waiting_bytes.clone(),
+        };
         self.connections.insert((channel, identity.clone()), peer);
         (identity, number, receiver, waiting_bytes)
     }
 
     fn leave(&mut self, channel: Channel, identity: &Bytes, number: u64) {
         let key = (channel, identity.clone());
-        if self.connections.get(&key).is_some_and(|peer| peer.number == number) {
+        if self
+            .connections
+            .get(&key)
+            .is_some_and(|peer| peer.number == number)
+        {
             self.connections.remove(&key);
         }
     }
@@ -205,12 +229,19 @@ impl Peers {
         let identity = message.identities.remove(0);
         let key = (channel, identity);
         let Some(peer) = self.connections.get(&key) else {
-            tracing::debug!(channel = channel.name(), "a reply for a frontend that has left");
+            tracing::debug!(
+                channel = channel.name(),
+                "a reply for a frontend that has left"
+            );
             return;
         };
         let waiting = peer.waiting_bytes.get();
         if waiting > PEER_BYTES_MAX {
-            tracing::warn!(channel = channel.name(), waiting, "a frontend does not read its replies; closed");
+            tracing::warn!(
+                channel = channel.name(),
+                waiting,
+                "a frontend does not read its replies; closed"
+            );
             self.connections.remove(&key);
             return;
         }

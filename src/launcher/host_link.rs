@@ -42,8 +42,18 @@ pub struct HostLink {
 impl HostLink {
     /// Goes on with the stream that the session was claimed with.
     pub fn new(session: Rc<Session>, hello: Hello, stream: &Stream) -> Self {
-        let last = Resume { seq: stream.welcome.seq, part: u32::MAX, mirrors: Vec::new() };
-        Self { session, hello, number: 0, unacknowledged: VecDeque::new(), last }
+        let last = Resume {
+            seq: stream.welcome.seq,
+            part: u32::MAX,
+            mirrors: Vec::new(),
+        };
+        Self {
+            session,
+            hello,
+            number: 0,
+            unacknowledged: VecDeque::new(),
+            last,
+        }
     }
 
     /// Runs until the session ends; `deliver` gets each reply.
@@ -56,9 +66,14 @@ impl HostLink {
         loop {
             match self.serve(&mut stream, &mut requests, &mut deliver).await {
                 Ok(reason) => return LinkEnd::Ended(reason),
-                Err(error) => tracing::warn!(%error, "the link to the host broke; connecting again"),
+                Err(error) => {
+                    tracing::warn!(%error, "the link to the host broke; connecting again")
+                }
             }
-            let hello = Hello { resume: Some(self.last.clone()), ..self.hello.clone() };
+            let hello = Hello {
+                resume: Some(self.last.clone()),
+                ..self.hello.clone()
+            };
             stream = match reach::open(&self.session, &hello).await {
                 Ok(stream) => stream,
                 Err(ReachError::Ended { reason, .. }) => return LinkEnd::Ended(reason),
@@ -100,11 +115,24 @@ impl HostLink {
     }
 
     fn push(&mut self, request: Outgoing, stream: &mut Stream) {
-        let Outgoing { channel, message, share } = request;
+        let Outgoing {
+            channel,
+            message,
+            share,
+        } = request;
         self.number += 1;
         let client: ClientId = self.hello.client;
-        let body = Body::Request { channel, client, execution: 0, message };
-        let record = Record { seq: self.number, time: 0, body };
+        let body = Body::Request {
+            channel,
+            client,
+            execution: 0,
+            message,
+        };
+        let record = Record {
+            seq: self.number,
+            time: 0,
+            body,
+        };
         stream.writer.push_record(0, &record);
         self.unacknowledged.push_back((self.number, record, share));
     }
@@ -112,13 +140,20 @@ impl HostLink {
     fn on_record(&mut self, part: u32, record: Record, deliver: &mut impl FnMut(Channel, Message)) {
         self.last.seq = record.seq;
         self.last.part = part;
-        if let Body::Reply { channel, message, .. } = record.body {
+        if let Body::Reply {
+            channel, message, ..
+        } = record.body
+        {
             deliver(channel, message);
         }
     }
 
     fn on_ack(&mut self, number: u64) {
-        while self.unacknowledged.front().is_some_and(|(first, ..)| *first <= number) {
+        while self
+            .unacknowledged
+            .front()
+            .is_some_and(|(first, ..)| *first <= number)
+        {
             self.unacknowledged.pop_front();
         }
     }

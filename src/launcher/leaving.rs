@@ -27,8 +27,14 @@ impl Frontend {
     pub fn of_parent(connection_file: &Path) -> Self {
         let pid = crate::process::parent_pid();
         let name = format!("jpserver-{pid}.json");
-        let folders = connection_file.parent().map(Path::to_owned).into_iter().chain(runtime_folder());
-        let server_file = folders.map(|folder| folder.join(&name)).find(|file| file.exists());
+        let folders = connection_file
+            .parent()
+            .map(Path::to_owned)
+            .into_iter()
+            .chain(runtime_folder());
+        let server_file = folders
+            .map(|folder| folder.join(&name))
+            .find(|file| file.exists());
         Self { pid, server_file }
     }
 
@@ -50,7 +56,11 @@ impl Frontend {
 
 /// jupyter_core's runtime folder, as the environment has it.
 fn runtime_folder() -> Option<PathBuf> {
-    let var = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let var = |name| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     var("JUPYTER_RUNTIME_DIR")
         .or_else(|| var("JUPYTER_DATA_DIR").map(|data| data.join("runtime")))
         .or_else(|| var("XDG_DATA_HOME").map(|data| data.join("jupyter/runtime")))

@@ -55,11 +55,21 @@ const LINGER: Duration = Duration::from_millis(50);
 #[allow(missing_docs)]
 pub enum LaunchError {
     #[error("cannot read the connection file {path}: {source}")]
-    ReadConnectionFile { path: PathBuf, source: std::io::Error },
+    ReadConnectionFile {
+        path: PathBuf,
+        source: std::io::Error,
+    },
     #[error("{path} is no connection file: {source}")]
-    ConnectionFile { path: PathBuf, source: ConnectionFileError },
+    ConnectionFile {
+        path: PathBuf,
+        source: ConnectionFileError,
+    },
     #[error("cannot bind {socket} at {endpoint}: {source}")]
-    Bind { socket: &'static str, endpoint: Endpoint, source: std::io::Error },
+    Bind {
+        socket: &'static str,
+        endpoint: Endpoint,
+        source: std::io::Error,
+    },
     #[error(transparent)]
     Choice(#[from] ChoiceError),
     #[error("{0}")]
@@ -90,9 +100,7 @@ enum Stage {
     /// The server leaves: it has its answer, and the session lives on.
     Detaching,
     /// A shutdown or restart was asked of the host; its answer ends the launcher.
-    Ending {
-        restart: bool,
-    },
+    Ending { restart: bool },
 }
 
 /// Serves the connection file of a frontend that started us as its kernel.
@@ -110,10 +118,16 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
 }
 
 /// Serves a connection file on a session that others may have too: `farside connect` and `farside console`.
-pub async fn connect(file: ConnectionFile, session: Session, kind: &str) -> Result<(), LaunchError> {
+pub async fn connect(
+    file: ConnectionFile,
+    session: Session,
+    kind: &str,
+) -> Result<(), LaunchError> {
     let sockets = Sockets::bind(&file).await?;
     let hello = hello(kind);
-    let stream = reach::open(&session, &hello).await.map_err(ChoiceError::from)?;
+    let stream = reach::open(&session, &hello)
+        .await
+        .map_err(ChoiceError::from)?;
     serve(sockets, file.key(), session, stream, hello, None).await
 }
 
@@ -143,7 +157,9 @@ async fn serve(
 ) -> Result<(), LaunchError> {
     let (requests, receiver) = mpsc::unbounded_channel();
     let session = Rc::new(session);
-    let parent = frontend.as_ref().and_then(|frontend| PidFd::open(frontend.pid()).ok());
+    let parent = frontend
+        .as_ref()
+        .and_then(|frontend| PidFd::open(frontend.pid()).ok());
     let shared = Rc::new(Shared {
         session: session.clone(),
         session_id: stream.welcome.session_id.clone(),
@@ -160,7 +176,9 @@ async fn serve(
     });
     let link = HostLink::new(session, hello, &stream);
     let to_peers = shared.clone();
-    let running = link.run(stream, receiver, move |channel, message| to_peers.on_reply(channel, message));
+    let running = link.run(stream, receiver, move |channel, message| {
+        to_peers.on_reply(channel, message)
+    });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
@@ -201,8 +219,12 @@ async fn serve(
 impl Shared {
     /// Takes shutdown and interrupt requests in hand. `true`: the host is not to see this one.
     fn on_leaving(&self, channel: Channel, message: &Message) -> bool {
-        let Ok(header) = message.header() else { return false };
-        let Some(frontend) = &self.frontend else { return false };
+        let Ok(header) = message.header() else {
+            return false;
+        };
+        let Some(frontend) = &self.frontend else {
+            return false;
+        };
         match header.msg_type.as_ref() {
             "shutdown_request" if wants_restart(message) => {
                 self.stage.set(Stage::Ending { restart: true });
@@ -217,14 +239,24 @@ impl Shared {
                 }
                 Meaning::Leaving => {
                     tracing::info!("the server is leaving: the session goes on without it");
-                    self.answer(channel, message, "shutdown_reply", &json!({ "status": "ok", "restart": false }));
+                    self.answer(
+                        channel,
+                        message,
+                        "shutdown_reply",
+                        &json!({ "status": "ok", "restart": false }),
+                    );
                     self.stage.set(Stage::Detaching);
                     self.leaving.notify_one();
                     true
                 }
             },
             "interrupt_request" if frontend.meaning() == Meaning::Leaving => {
-                self.answer(channel, message, "interrupt_reply", &json!({ "status": "ok" }));
+                self.answer(
+                    channel,
+                    message,
+                    "interrupt_reply",
+                    &json!({ "status": "ok" }),
+                );
                 true
             }
             _ => false,
@@ -232,7 +264,13 @@ impl Shared {
     }
 
     /// A reply of the launcher's own, to a server that is leaving.
-    fn answer(&self, channel: Channel, request: &Message, msg_type: &str, content: &serde_json::Value) {
+    fn answer(
+        &self,
+        channel: Channel,
+        request: &Message,
+        msg_type: &str,
+        content: &serde_json::Value,
+    ) {
         let msg_id = uuid::Uuid::new_v4().to_string();
         let header = HeaderFields {
             msg_id: &msg_id,
@@ -248,7 +286,9 @@ impl Shared {
 
     fn on_reply(&self, channel: Channel, message: Message) {
         let is_restarted = self.stage.get() == Stage::Ending { restart: true }
-            && message.header().is_ok_and(|header| header.msg_type == "shutdown_reply");
+            && message
+                .header()
+                .is_ok_and(|header| header.msg_type == "shutdown_reply");
         self.peers.borrow_mut().deliver(channel, message);
         if is_restarted {
             self.stage.set(Stage::Detaching);
@@ -265,9 +305,14 @@ impl Shared {
     }
 
     async fn room_for(&self, message: &Message) -> OwnedSemaphorePermit {
-        let units = (message.size_bytes() / UNIT_BYTES + 1).min(REQUESTS_BYTES_MAX / UNIT_BYTES) as u32;
+        let units =
+            (message.size_bytes() / UNIT_BYTES + 1).min(REQUESTS_BYTES_MAX / UNIT_BYTES) as u32;
         // The semaphore is never closed.
-        self.room.clone().acquire_many_owned(units).await.expect("an open semaphore")
+        self.room
+            .clone()
+            .acquire_many_owned(units)
+            .await
+            .expect("an open semaphore")
     }
 }
 
@@ -282,7 +327,12 @@ fn wants_restart(message: &Message) -> bool {
 
 /// Reads a connection file.
 pub fn read_connection_file(path: &std::path::Path) -> Result<ConnectionFile, LaunchError> {
-    let text = std::fs::read_to_string(path)
-        .map_err(|source| LaunchError::ReadConnectionFile { path: path.to_owned(), source })?;
-    ConnectionFile::parse(&text).map_err(|source| LaunchError::ConnectionFile { path: path.to_owned(), source })
+    let text = std::fs::read_to_string(path).map_err(|source| LaunchError::ReadConnectionFile {
+        path: path.to_owned(),
+        source,
+    })?;
+    ConnectionFile::parse(&text).map_err(|source| LaunchError::ConnectionFile {
+        path: path.to_owned(),
+        source,
+    })
 }

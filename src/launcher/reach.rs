@@ -47,7 +47,9 @@ pub enum ReachError {
         id: String,
     },
     /// The host speaks another version of the link.
-    #[error("the host of session {id} speaks version {host} of the link, and this farside version {ours}; use the farside that started it, or stop the session")]
+    #[error(
+        "the host of session {id} speaks version {host} of the link, and this farside version {ours}; use the farside that started it, or stop the session"
+    )]
     Version {
         /// The session.
         id: String,
@@ -95,16 +97,25 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
             }
         }
         if let Some(reason) = end_reason(session) {
-            return Err(ReachError::Ended { id: id.clone(), reason });
+            return Err(ReachError::Ended {
+                id: id.clone(),
+                reason,
+            });
         }
         let now = Instant::now();
         if now >= until {
-            return Err(ReachError::NoHost { id: id.clone(), log: session.dir.host_log().display().to_string() });
+            return Err(ReachError::NoHost {
+                id: id.clone(),
+                log: session.dir.host_log().display().to_string(),
+            });
         }
         if now >= start_at {
             start_at = now + KEEPER_GRACE;
             if !HostLock::is_held(&session.dir) {
-                start_keeper(session).map_err(|source| ReachError::Keeper { id: id.clone(), source })?;
+                start_keeper(session).map_err(|source| ReachError::Keeper {
+                    id: id.clone(),
+                    source,
+                })?;
             }
         }
         tokio::time::sleep(RETRY_EVERY).await;
@@ -119,7 +130,9 @@ pub fn start_keeper(session: &Session) -> std::io::Result<()> {
 
 fn end_reason(session: &Session) -> Option<String> {
     let status = session.status()?;
-    status.ended_at.map(|_| status.end_reason.unwrap_or_default())
+    status
+        .ended_at
+        .map(|_| status.end_reason.unwrap_or_default())
 }
 
 async fn shake_hands(stream: UnixStream, hello: &Hello) -> Option<Result<Stream, Refusal>> {
@@ -127,7 +140,11 @@ async fn shake_hands(stream: UnixStream, hello: &Hello) -> Option<Result<Stream,
     let (mut reader, mut writer) = (LinkReader::new(reader), LinkWriter::new(writer));
     writer.send(&Frame::Hello(hello.clone())).await.ok()?;
     match reader.next().await {
-        Ok(Some(Frame::Welcome(welcome))) => Some(Ok(Stream { reader, writer, welcome })),
+        Ok(Some(Frame::Welcome(welcome))) => Some(Ok(Stream {
+            reader,
+            writer,
+            welcome,
+        })),
         Ok(Some(Frame::Refused(refusal))) => Some(Err(refusal)),
         Ok(_) => None,
         Err(error) => {
@@ -141,7 +158,11 @@ fn refused(session: &Session, refusal: Refusal) -> ReachError {
     let id = session.json.id.clone();
     match refusal {
         Refusal::Attached => ReachError::Attached { id },
-        Refusal::Version { host } => ReachError::Version { id, host, ours: crate::link::VERSION },
+        Refusal::Version { host } => ReachError::Version {
+            id,
+            host,
+            ours: crate::link::VERSION,
+        },
         Refusal::Ending | Refusal::Other => {
             let reason = end_reason(session).unwrap_or_else(|| "it is just ending".into());
             ReachError::Ended { id, reason }

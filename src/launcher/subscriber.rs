@@ -34,21 +34,43 @@ pub(super) async fn serve(shared: Rc<Shared>, mut reader: Reader, mut writer: Wr
             Ok(None) | Err(_) => return,
         }
     };
-    let hello = Hello { iopub: true, replies: false, claim: false, kind: "iopub".into(), ..shared.hello.clone() };
-    let mut subscriber = Subscriber { shared, topics: Vec::new(), place: Resume::default() };
-    let Ok(mut stream) = reach::open(&subscriber.shared.session, &hello).await else { return };
-    subscriber.place = Resume { seq: stream.welcome.seq, part: u32::MAX, mirrors: Vec::new() };
+    let hello = Hello {
+        iopub: true,
+        replies: false,
+        claim: false,
+        kind: "iopub".into(),
+        ..shared.hello.clone()
+    };
+    let mut subscriber = Subscriber {
+        shared,
+        topics: Vec::new(),
+        place: Resume::default(),
+    };
+    let Ok(mut stream) = reach::open(&subscriber.shared.session, &hello).await else {
+        return;
+    };
+    subscriber.place = Resume {
+        seq: stream.welcome.seq,
+        part: u32::MAX,
+        mirrors: Vec::new(),
+    };
     if subscriber.subscribe(first, &mut writer).await.is_err() {
         return;
     }
     loop {
-        match subscriber.follow(&mut stream, &mut reader, &mut writer).await {
+        match subscriber
+            .follow(&mut stream, &mut reader, &mut writer)
+            .await
+        {
             Follow::LinkBroke => {}
             Follow::SubscriberGone => return,
             // Nothing more will come; the socket stays until the frontend closes it.
             Follow::SessionEnded => std::future::pending().await,
         }
-        let hello = Hello { resume: Some(subscriber.place.clone()), ..hello.clone() };
+        let hello = Hello {
+            resume: Some(subscriber.place.clone()),
+            ..hello.clone()
+        };
         stream = match reach::open(&subscriber.shared.session, &hello).await {
             Ok(stream) => stream,
             Err(ReachError::Ended { .. }) => std::future::pending().await,
@@ -67,7 +89,12 @@ enum Follow {
 }
 
 impl Subscriber {
-    async fn follow(&mut self, stream: &mut Stream, reader: &mut Reader, writer: &mut Writer) -> Follow {
+    async fn follow(
+        &mut self,
+        stream: &mut Stream,
+        reader: &mut Reader,
+        writer: &mut Writer,
+    ) -> Follow {
         loop {
             tokio::select! {
                 incoming = reader.recv() => match incoming {
@@ -122,17 +149,28 @@ impl Subscriber {
         (self.place.seq, self.place.part) = (record.seq, part);
         match record.body {
             Body::Iopub { message, .. } => self.send(&message, writer),
-            Body::Note(Note::Attach { parent, n, .. }) => self.place.mirrors.push(Mirror { parent, n }),
+            Body::Note(Note::Attach { parent, n, .. }) => {
+                self.place.mirrors.push(Mirror { parent, n })
+            }
             Body::Note(Note::AttachEnded { msg_id, .. }) => {
-                self.place.mirrors.retain(|mirror| header_id(&mirror.parent) != msg_id);
+                self.place
+                    .mirrors
+                    .retain(|mirror| header_id(&mirror.parent) != msg_id);
             }
             Body::Note(_) | Body::Request { .. } | Body::Reply { .. } => {}
         }
     }
 
     fn send(&self, message: &Message, writer: &mut Writer) {
-        let topic: &[u8] = message.identities.first().map_or(frame::DELIMITER, |topic| topic);
-        if self.topics.iter().any(|subscribed| topic.starts_with(subscribed)) {
+        let topic: &[u8] = message
+            .identities
+            .first()
+            .map_or(frame::DELIMITER, |topic| topic);
+        if self
+            .topics
+            .iter()
+            .any(|subscribed| topic.starts_with(subscribed))
+        {
             writer.enqueue(&frame::encode(message, &self.shared.key));
         }
     }
@@ -153,6 +191,8 @@ impl Subscriber {
             welcome.identities.push(topic.clone());
         }
         self.topics.push(topic);
-        writer.send(&frame::encode(&welcome, &self.shared.key)).await
+        writer
+            .send(&frame::encode(&welcome, &self.shared.key))
+            .await
     }
 }

@@ -112,8 +112,14 @@ impl Frame {
             Self::Welcome(welcome) => json(welcome),
             Self::Refused(refusal) => json(refusal),
             Self::Ack { number } => json(number),
-            Self::Command { id, command } => json(&CommandBody { id: *id, command: command.clone() }),
-            Self::Answer { id, answer } => json(&AnswerBody { id: *id, answer: answer.clone() }),
+            Self::Command { id, command } => json(&CommandBody {
+                id: *id,
+                command: command.clone(),
+            }),
+            Self::Answer { id, answer } => json(&AnswerBody {
+                id: *id,
+                answer: answer.clone(),
+            }),
             Self::Ended { reason } => json(reason),
         };
         push_frame(self.kind(), 0, vec![body], push);
@@ -121,7 +127,9 @@ impl Frame {
 
     /// How many bytes the frame at the beginning of `bytes` has in all; `None` where that is not known yet.
     pub(super) fn size(bytes: &[u8]) -> Result<Option<u64>, LinkError> {
-        let Some(length) = bytes.first_chunk::<8>() else { return Ok(None) };
+        let Some(length) = bytes.first_chunk::<8>() else {
+            return Ok(None);
+        };
         let length = u64::from_le_bytes(*length);
         if !(5..=FRAME_BYTES_MAX).contains(&length) {
             return Err(LinkError::Malformed(format!("a frame of {length} bytes")));
@@ -138,10 +146,13 @@ impl Frame {
             2 => Self::Welcome(parse(&bytes)?),
             3 => Self::Refused(parse(&bytes)?),
             RECORD_KIND => {
-                let record = codec::decode(bytes).map_err(|error| LinkError::Malformed(error.to_string()))?;
+                let record = codec::decode(bytes)
+                    .map_err(|error| LinkError::Malformed(error.to_string()))?;
                 Self::Record { part, record }
             }
-            5 => Self::Ack { number: parse(&bytes)? },
+            5 => Self::Ack {
+                number: parse(&bytes)?,
+            },
             6 => {
                 let CommandBody { id, command } = parse(&bytes)?;
                 Self::Command { id, command }
@@ -150,8 +161,14 @@ impl Frame {
                 let AnswerBody { id, answer } = parse(&bytes)?;
                 Self::Answer { id, answer }
             }
-            8 => Self::Ended { reason: parse(&bytes)? },
-            unknown => return Err(LinkError::Malformed(format!("a frame of the unknown kind {unknown}"))),
+            8 => Self::Ended {
+                reason: parse(&bytes)?,
+            },
+            unknown => {
+                return Err(LinkError::Malformed(format!(
+                    "a frame of the unknown kind {unknown}"
+                )));
+            }
         })
     }
 }

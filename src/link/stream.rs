@@ -31,7 +31,11 @@ pub struct LinkReader<R> {
 impl<R: AsyncRead + Unpin> LinkReader<R> {
     /// Reads frames from `io`.
     pub fn new(io: R) -> Self {
-        Self { io, buffer: BytesMut::new(), read_bytes: READ_BYTES_MIN }
+        Self {
+            io,
+            buffer: BytesMut::new(),
+            read_bytes: READ_BYTES_MIN,
+        }
     }
 
     /// The next frame; `None` at the stream's end. Cancelling loses nothing.
@@ -41,14 +45,24 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
                 return Ok(Some(frame));
             }
             let missing = match Frame::size(&self.buffer)? {
-                Some(size) => usize::try_from(size).unwrap_or(usize::MAX).saturating_sub(self.buffer.len()),
+                Some(size) => usize::try_from(size)
+                    .unwrap_or(usize::MAX)
+                    .saturating_sub(self.buffer.len()),
                 None => 0,
             };
-            self.buffer.reserve(missing.min(READ_BYTES_MAX.max(self.buffer.len())).max(self.read_bytes));
+            self.buffer.reserve(
+                missing
+                    .min(READ_BYTES_MAX.max(self.buffer.len()))
+                    .max(self.read_bytes),
+            );
             let space = self.buffer.capacity() - self.buffer.len();
             let read = self.io.read_buf(&mut self.buffer).await?;
             if read == 0 {
-                return if self.buffer.is_empty() { Ok(None) } else { Err(LinkError::Torn) };
+                return if self.buffer.is_empty() {
+                    Ok(None)
+                } else {
+                    Err(LinkError::Torn)
+                };
             }
             // Read more at once while the stream keeps up with it, and give the memory back when it is quiet.
             if read == space {
@@ -61,7 +75,9 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
 
     /// The next frame that has come whole already.
     pub fn buffered(&mut self) -> Result<Option<Frame>, LinkError> {
-        let Some(size) = Frame::size(&self.buffer)? else { return Ok(None) };
+        let Some(size) = Frame::size(&self.buffer)? else {
+            return Ok(None);
+        };
         if (self.buffer.len() as u64) < size {
             return Ok(None);
         }
@@ -84,7 +100,10 @@ pub struct LinkWriter<W> {
 impl<W: AsyncWrite + Unpin> LinkWriter<W> {
     /// Writes frames to `io`.
     pub fn new(io: W) -> Self {
-        Self { io, outgoing: Outgoing::default() }
+        Self {
+            io,
+            outgoing: Outgoing::default(),
+        }
     }
 
     /// Puts a frame behind those that wait.

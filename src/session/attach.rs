@@ -15,13 +15,19 @@ use crate::wire::{Channel, Message};
 impl Core {
     pub(super) fn attach(&mut self, client: ClientId, message: Message, selector: Selector) {
         let asked = Asked::new(client, Channel::Shell, &message);
-        self.emit(Body::Request { channel: Channel::Shell, client, execution: 0, message });
+        self.emit(Body::Request {
+            channel: Channel::Shell,
+            client,
+            execution: 0,
+            message,
+        });
         let live = match &selector {
             Selector::Latest => self.state.running().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
-            Selector::MsgId(msg_id) => {
-                self.state.execution_of_id(msg_id).filter(|n| self.state.live.contains_key(n))
-            }
+            Selector::MsgId(msg_id) => self
+                .state
+                .execution_of_id(msg_id)
+                .filter(|n| self.state.live.contains_key(n)),
         };
         match live {
             Some(n) => self.attach_to_live(&asked, n),
@@ -30,8 +36,13 @@ impl Core {
     }
 
     fn attach_to_live(&mut self, asked: &Asked, n: ExecutionNumber) {
-        let Some(execution) = self.state.live.get(&n) else { return };
-        let (first_seq, waiting) = (execution.first_seq, execution.state == ExecutionState::WaitingInput);
+        let Some(execution) = self.state.live.get(&n) else {
+            return;
+        };
+        let (first_seq, waiting) = (
+            execution.first_seq,
+            execution.state == ExecutionState::WaitingInput,
+        );
         self.begin_attachment(asked, n, first_seq);
         if waiting && let Some(input) = self.state.input.clone() {
             let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
@@ -65,13 +76,21 @@ impl Core {
 
     fn begin_attachment(&mut self, asked: &Asked, n: ExecutionNumber, first_seq: u64) {
         self.status(asked, "busy");
-        self.note(Note::Attach { client: asked.client, parent: asked.header.clone(), n, first_seq });
+        self.note(Note::Attach {
+            client: asked.client,
+            parent: asked.header.clone(),
+            n,
+            first_seq,
+        });
     }
 
     /// The original's reply, idle, and, if another execution runs, its busy.
     pub(super) fn end_attachment(&mut self, attachment: &Attachment, reply_content: &Value) {
         let Attachment { msg_id, asked, .. } = attachment;
-        self.note(Note::AttachEnded { client: asked.client, msg_id: msg_id.clone() });
+        self.note(Note::AttachEnded {
+            client: asked.client,
+            msg_id: msg_id.clone(),
+        });
         self.reply(asked, 0, "execute_reply", reply_content);
         self.answered(asked);
     }
@@ -88,9 +107,15 @@ impl Core {
 /// The reply of an execution that never got one.
 fn lost_reply(summary: &super::event::ExecutionSummary) -> Value {
     match summary.state {
-        ExecutionState::Ok => json!({ "status": "ok", "execution_count": null, "payload": [], "user_expressions": {} }),
+        ExecutionState::Ok => {
+            json!({ "status": "ok", "execution_count": null, "payload": [], "user_expressions": {} })
+        }
         state => {
-            let evalue = format!("execution {} ended as {} without a reply", summary.n, state.name());
+            let evalue = format!(
+                "execution {} ended as {} without a reply",
+                summary.n,
+                state.name()
+            );
             super::engine::error_content("ExecutionLost", &evalue)
         }
     }
@@ -106,6 +131,9 @@ pub(super) fn wanted_attachment(metadata: &[u8]) -> Option<Selector> {
     struct Farside {
         attach: Option<String>,
     }
-    let attach = serde_json::from_slice::<Metadata>(metadata).ok()?.farside?.attach?;
+    let attach = serde_json::from_slice::<Metadata>(metadata)
+        .ok()?
+        .farside?
+        .attach?;
     Some(Selector::MsgId(attach))
 }

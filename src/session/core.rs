@@ -13,7 +13,9 @@ use serde_json::{Value, json};
 use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::state::{Asked, RequestName, State};
-use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
+use crate::journal::record::{
+    Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
+};
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
 
@@ -117,7 +119,9 @@ impl Core {
         let engine = match state.generation {
             0 => Engine::Absent { why: None },
             _ if state.engine_pid.is_some() => Engine::Starting,
-            _ => Engine::Absent { why: Some("the engine had ended".into()) },
+            _ => Engine::Absent {
+                why: Some("the engine had ended".into()),
+            },
         };
         Self {
             facts,
@@ -143,32 +147,59 @@ impl Core {
     pub fn handle(&mut self, event: Event, now: Micros) -> Vec<Effect> {
         self.now = now;
         match event {
-            Event::ClientAttached { client, kind, pid } => self.note(Note::ClientAttached { client, kind, pid }),
+            Event::ClientAttached { client, kind, pid } => {
+                self.note(Note::ClientAttached { client, kind, pid })
+            }
             Event::ClientDetached { client, why } => {
                 if self.state.clients.contains_key(&client) {
                     self.note(Note::ClientDetached { client, why });
                 }
             }
-            Event::Request { client, channel, message, again } => {
+            Event::Request {
+                client,
+                channel,
+                message,
+                again,
+            } => {
                 if self.is_new(client, &message, again) {
                     self.on_request(client, channel, message);
                 }
             }
-            Event::EngineStarted { generation, pid, start_time } => {
-                self.note(Note::EngineStarted { generation, pid, start_time });
+            Event::EngineStarted {
+                generation,
+                pid,
+                start_time,
+            } => {
+                self.note(Note::EngineStarted {
+                    generation,
+                    pid,
+                    start_time,
+                });
             }
             Event::EngineConnected { generation } => self.on_engine_connected(generation),
             Event::EngineMessage { channel, message } => self.on_engine_message(channel, message),
-            Event::EngineEnded { generation, end, why } => self.on_engine_ended(generation, end, why),
+            Event::EngineEnded {
+                generation,
+                end,
+                why,
+            } => self.on_engine_ended(generation, end, why),
             Event::EngineFailed { generation, why } => self.on_engine_failed(generation, why),
             Event::Adopted { gap_from, why } => self.on_adopted(gap_from, why),
             Event::Answer { id, answer } => self.on_answer(id, answer),
-            Event::Command { id, client, command } => self.on_command(id, client, command),
+            Event::Command {
+                id,
+                client,
+                command,
+            } => self.on_command(id, client, command),
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
                 self.journal_failing = false;
                 let why = "the journal could not be written".into();
-                self.note(Note::Gap { from, until: now, why });
+                self.note(Note::Gap {
+                    from,
+                    until: now,
+                    why,
+                });
             }
         }
         std::mem::take(&mut self.effects)
@@ -178,7 +209,9 @@ impl Core {
     pub fn open(&mut self, pid: u32, now: Micros) -> Vec<Effect> {
         self.now = now;
         if self.next_seq == 1 {
-            let Facts { id, name, engine, .. } = self.facts.clone();
+            let Facts {
+                id, name, engine, ..
+            } = self.facts.clone();
             self.note(Note::SessionStarted { id, name, engine });
         }
         let version = self.facts.version.clone();
@@ -208,7 +241,12 @@ impl Core {
         if self.state.ended.is_some() {
             return "ended";
         }
-        if self.state.live.values().any(|execution| execution.state == ExecutionState::WaitingInput) {
+        if self
+            .state
+            .live
+            .values()
+            .any(|execution| execution.state == ExecutionState::WaitingInput)
+        {
             return "waiting_input";
         }
         if !self.state.live.is_empty() {
@@ -233,7 +271,11 @@ impl Core {
 
     /// Numbers a record, folds it into the state and hands it to the driver.
     pub(super) fn emit(&mut self, body: Body) {
-        let record = Record { seq: self.next_seq, time: self.now, body };
+        let record = Record {
+            seq: self.next_seq,
+            time: self.now,
+            body,
+        };
         self.next_seq += 1;
         self.state.apply(&record);
         self.effects.push(Effect::Record(record));
@@ -247,9 +289,24 @@ impl Core {
         self.next_seq
     }
 
-    pub(super) fn execution_state(&mut self, n: ExecutionNumber, state: ExecutionState, reason: Option<String>) {
-        let msg_id = self.state.live.get(&n).map(|execution| execution.msg_id.clone()).unwrap_or_default();
-        self.note(Note::Execution { n, msg_id, state, reason });
+    pub(super) fn execution_state(
+        &mut self,
+        n: ExecutionNumber,
+        state: ExecutionState,
+        reason: Option<String>,
+    ) {
+        let msg_id = self
+            .state
+            .live
+            .get(&n)
+            .map(|execution| execution.msg_id.clone())
+            .unwrap_or_default();
+        self.note(Note::Execution {
+            n,
+            msg_id,
+            state,
+            reason,
+        });
     }
 
     /// A message of our own.
@@ -262,7 +319,11 @@ impl Core {
             username: "farside",
             date: self.now,
         };
-        Message::new(&header, &bytes::Bytes::copy_from_slice(parent.as_bytes()), content)
+        Message::new(
+            &header,
+            &bytes::Bytes::copy_from_slice(parent.as_bytes()),
+            content,
+        )
     }
 
     /// Publishes a message of our own; to all, or to one client's subscribers.
@@ -275,7 +336,11 @@ impl Core {
         content: &Value,
     ) {
         let message = self.message(msg_type, parent, content);
-        self.emit(Body::Iopub { client, execution, message });
+        self.emit(Body::Iopub {
+            client,
+            execution,
+            message,
+        });
     }
 
     pub(super) fn status(&mut self, asked: &Asked, execution_state: &str) {
@@ -284,10 +349,25 @@ impl Core {
     }
 
     /// Sends a reply of our own to who asked.
-    pub(super) fn reply(&mut self, asked: &Asked, execution: ExecutionNumber, msg_type: &str, content: &Value) {
+    pub(super) fn reply(
+        &mut self,
+        asked: &Asked,
+        execution: ExecutionNumber,
+        msg_type: &str,
+        content: &Value,
+    ) {
         let mut message = self.message(msg_type, &asked.header, content);
-        message.identities = asked.identities.iter().map(|identity| identity.clone().into()).collect();
-        self.emit(Body::Reply { channel: asked.channel, client: asked.client, execution, message });
+        message.identities = asked
+            .identities
+            .iter()
+            .map(|identity| identity.clone().into())
+            .collect();
+        self.emit(Body::Reply {
+            channel: asked.channel,
+            client: asked.client,
+            execution,
+            message,
+        });
     }
 
     /// The end of an answer given by farside: idle for the request, and, where the engine works, the running
@@ -302,7 +382,13 @@ impl Core {
     pub(super) fn still_busy(&mut self, client: ClientId) {
         if let Some((_, execution)) = self.state.running() {
             let header = execution.asked.header.clone();
-            self.publish(Some(client), 0, "status", &header, &json!({ "execution_state": "busy" }));
+            self.publish(
+                Some(client),
+                0,
+                "status",
+                &header,
+                &json!({ "execution_state": "busy" }),
+            );
         }
     }
 
@@ -317,7 +403,9 @@ impl Core {
     /// may have been here. Only then does the msg_id decide: jupyter_client gives the same one to requests of
     /// different sockets.
     fn is_new(&mut self, client: ClientId, message: &Message, again: bool) -> bool {
-        let Ok(header) = message.header() else { return false };
+        let Ok(header) = message.header() else {
+            return false;
+        };
         let name = RequestName::of(&header);
         let known = again
             && (self.seen.contains(&(client, name.clone()))
@@ -346,8 +434,17 @@ impl Core {
             "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
              until there is room again.\n"
         );
-        let parent = self.state.running().map(|(n, execution)| (n, execution.asked.header.clone()));
+        let parent = self
+            .state
+            .running()
+            .map(|(n, execution)| (n, execution.asked.header.clone()));
         let (n, header) = parent.unwrap_or((0, "{}".into()));
-        self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+        self.publish(
+            None,
+            n,
+            "stream",
+            &header,
+            &json!({ "name": "stderr", "text": text }),
+        );
     }
 }

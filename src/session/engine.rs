@@ -49,7 +49,10 @@ impl Core {
 
     pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message) {
         let Ok(header) = message.header() else {
-            tracing::warn!(?channel, "the engine sent a message without a readable header; dropped");
+            tracing::warn!(
+                ?channel,
+                "the engine sent a message without a readable header; dropped"
+            );
             return;
         };
         let msg_type = header.msg_type.clone().into_owned();
@@ -57,12 +60,20 @@ impl Core {
             self.engine_is_heard();
         }
         let parent = message.parent();
-        let n = parent.as_ref().and_then(|parent| self.state.execution_of(parent)).unwrap_or(0);
-        if let Some(probe) = parent.as_ref().and_then(|parent| self.probes.get(parent.msg_id.as_ref()).cloned()) {
+        let n = parent
+            .as_ref()
+            .and_then(|parent| self.state.execution_of(parent))
+            .unwrap_or(0);
+        if let Some(probe) = parent
+            .as_ref()
+            .and_then(|parent| self.probes.get(parent.msg_id.as_ref()).cloned())
+        {
             self.on_probe_message(channel, &msg_type, &probe, &message);
             return;
         }
-        let asked = parent.filter(|_| n == 0 && channel != Channel::Iopub).map(|parent| RequestName::of(&parent));
+        let asked = parent
+            .filter(|_| n == 0 && channel != Channel::Iopub)
+            .map(|parent| RequestName::of(&parent));
         message.header = with_session_id(&message.header, &self.facts.session_id);
         match channel {
             Channel::Iopub => self.on_iopub(&msg_type, n, message),
@@ -76,41 +87,84 @@ impl Core {
             // To us as its subscriber; each frontend gets one of its own.
             return;
         }
-        let queued = self.state.live.get(&n).is_some_and(|execution| execution.state == ExecutionState::Queued);
-        if queued && (msg_type == "execute_input" || (msg_type == "status" && !is_idle(&message.content))) {
+        let queued = self
+            .state
+            .live
+            .get(&n)
+            .is_some_and(|execution| execution.state == ExecutionState::Queued);
+        if queued
+            && (msg_type == "execute_input" || (msg_type == "status" && !is_idle(&message.content)))
+        {
             self.execution_state(n, ExecutionState::Running, None);
         }
-        self.emit(Body::Iopub { client: None, execution: n, message });
+        self.emit(Body::Iopub {
+            client: None,
+            execution: n,
+            message,
+        });
         if msg_type == "status" {
             self.finish_if_done(n);
         }
     }
 
-    fn on_reply(&mut self, channel: Channel, n: ExecutionNumber, request: Option<&RequestName>, mut message: Message) {
+    fn on_reply(
+        &mut self,
+        channel: Channel,
+        n: ExecutionNumber,
+        request: Option<&RequestName>,
+        mut message: Message,
+    ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) if execution.reply.is_none() => Some(&execution.asked),
             Some(_) => None,
             None => request.and_then(|request| self.state.pending.get(request)),
         };
-        let Some(Asked { client, identities, .. }) = asked else {
+        let Some(Asked {
+            client, identities, ..
+        }) = asked
+        else {
             tracing::debug!(?request, "a reply that nobody waits for");
             return;
         };
-        message.identities = identities.iter().map(|identity| identity.clone().into()).collect();
+        message.identities = identities
+            .iter()
+            .map(|identity| identity.clone().into())
+            .collect();
         let client = *client;
-        self.emit(Body::Reply { channel, client, execution: n, message });
+        self.emit(Body::Reply {
+            channel,
+            client,
+            execution: n,
+            message,
+        });
         self.finish_if_done(n);
     }
 
-    fn on_input_request(&mut self, n: ExecutionNumber, request: Option<&RequestName>, mut message: Message) {
+    fn on_input_request(
+        &mut self,
+        n: ExecutionNumber,
+        request: Option<&RequestName>,
+        mut message: Message,
+    ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) => Some(execution.asked.clone()),
-            None => request.and_then(|request| self.state.pending.get(request)).cloned(),
+            None => request
+                .and_then(|request| self.state.pending.get(request))
+                .cloned(),
         };
         let content = serde_json::from_slice(&message.content).unwrap_or(Value::Null);
         if let Some(asked) = asked {
-            message.identities = asked.identities.iter().map(|identity| identity.clone().into()).collect();
-            self.emit(Body::Reply { channel: Channel::Stdin, client: asked.client, execution: n, message });
+            message.identities = asked
+                .identities
+                .iter()
+                .map(|identity| identity.clone().into())
+                .collect();
+            self.emit(Body::Reply {
+                channel: Channel::Stdin,
+                client: asked.client,
+                execution: n,
+                message,
+            });
         }
         if self.state.live.contains_key(&n) {
             self.execution_state(n, ExecutionState::WaitingInput, None);
@@ -124,11 +178,20 @@ impl Core {
 
     /// Sends the engine's question to an attacher.
     pub(super) fn ask(&mut self, asked: &Asked, n: ExecutionNumber, content: &Value) {
-        let stdin = Asked { channel: Channel::Stdin, ..asked.clone() };
+        let stdin = Asked {
+            channel: Channel::Stdin,
+            ..asked.clone()
+        };
         self.reply(&stdin, n, "input_request", content);
     }
 
-    fn on_probe_message(&mut self, channel: Channel, msg_type: &str, probe: &str, message: &Message) {
+    fn on_probe_message(
+        &mut self,
+        channel: Channel,
+        msg_type: &str,
+        probe: &str,
+        message: &Message,
+    ) {
         if channel == Channel::Shell
             && msg_type == "kernel_info_reply"
             && let Ok(info) = serde_json::from_slice::<Value>(&message.content)
@@ -142,7 +205,11 @@ impl Core {
             }
         }
         let idle = msg_type == "status" && is_idle(&message.content);
-        if let Some(adoption) = self.adopted.as_mut().filter(|adoption| adoption.probe == probe) {
+        if let Some(adoption) = self
+            .adopted
+            .as_mut()
+            .filter(|adoption| adoption.probe == probe)
+        {
             adoption.idle |= idle;
             adoption.replied |= channel == Channel::Shell;
             if adoption.idle && adoption.replied {
@@ -156,14 +223,22 @@ impl Core {
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
     fn settle_after_gap(&mut self, adopted_at: u64) {
         for n in self.state.live.keys().copied().collect::<Vec<_>>() {
-            let Some(execution) = self.state.live.get(&n) else { continue };
+            let Some(execution) = self.state.live.get(&n) else {
+                continue;
+            };
             if execution.first_seq >= adopted_at {
                 continue;
             }
             let (asked, state) = (execution.asked.clone(), execution.state);
             if !execution.idle {
                 let header = asked.header.clone();
-                self.publish(None, n, "status", &header, &json!({ "execution_state": "idle" }));
+                self.publish(
+                    None,
+                    n,
+                    "status",
+                    &header,
+                    &json!({ "execution_state": "idle" }),
+                );
             }
             let execution = &self.state.live[&n];
             if execution.reply.is_none() {
@@ -173,8 +248,11 @@ impl Core {
                 } else if execution.failed {
                     (ExecutionState::Error, error_content("ExecutionLost", why))
                 } else {
-                    (ExecutionState::Ok, json!({ "status": "ok", "execution_count": self.state.execution_count,
-                        "payload": [], "user_expressions": {} }))
+                    (
+                        ExecutionState::Ok,
+                        json!({ "status": "ok", "execution_count": self.state.execution_count,
+                        "payload": [], "user_expressions": {} }),
+                    )
                 };
                 self.reply(&asked, n, "execute_reply", &content);
                 self.finish(n, end, Some(why.into()));
@@ -185,8 +263,12 @@ impl Core {
     }
 
     fn finish_if_done(&mut self, n: ExecutionNumber) {
-        let Some(execution) = self.state.live.get(&n) else { return };
-        let Some(reply) = &execution.reply else { return };
+        let Some(execution) = self.state.live.get(&n) else {
+            return;
+        };
+        let Some(reply) = &execution.reply else {
+            return;
+        };
         let state = match (reply_status(reply), execution.interrupted) {
             (Some("ok"), _) => ExecutionState::Ok,
             (Some("aborted" | "abort"), _) => ExecutionState::Aborted,
@@ -200,9 +282,15 @@ impl Core {
 
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.
     fn finish(&mut self, n: ExecutionNumber, state: ExecutionState, reason: Option<String>) {
-        let reply = self.state.live.get(&n).and_then(|execution| execution.reply.clone());
+        let reply = self
+            .state
+            .live
+            .get(&n)
+            .and_then(|execution| execution.reply.clone());
         self.execution_state(n, state, reason);
-        let content = reply.and_then(|reply| serde_json::from_str(&reply).ok()).unwrap_or_else(|| json!({}));
+        let content = reply
+            .and_then(|reply| serde_json::from_str(&reply).ok())
+            .unwrap_or_else(|| json!({}));
         for attachment in self.state.attachments.clone() {
             if attachment.n == n {
                 self.end_attachment(&attachment, &content);
@@ -220,11 +308,20 @@ impl Core {
         }
     }
 
-    pub(super) fn on_engine_ended(&mut self, generation: u32, end: Option<ProcessEnd>, why: String) {
+    pub(super) fn on_engine_ended(
+        &mut self,
+        generation: u32,
+        end: Option<ProcessEnd>,
+        why: String,
+    ) {
         if generation != self.state.generation || self.state.engine_pid.is_none() {
             return;
         }
-        self.note(Note::EngineEnded { generation, end, why: why.clone() });
+        self.note(Note::EngineEnded {
+            generation,
+            end,
+            why: why.clone(),
+        });
         self.outbox.clear();
         self.probes.clear();
         self.adopted = None;
@@ -243,10 +340,13 @@ impl Core {
 
     /// The engine is not there although it should be: all who wait for it hear so.
     fn engine_gone(&mut self, why: &str) {
-        self.engine = Engine::Absent { why: Some(why.to_owned()) };
+        self.engine = Engine::Absent {
+            why: Some(why.to_owned()),
+        };
         self.outbox.clear();
         let ename = "EngineDied";
-        let evalue = format!("{why}. Its variables are gone; the next execution starts a new engine.");
+        let evalue =
+            format!("{why}. Its variables are gone; the next execution starts a new engine.");
         self.fail_all(ename, &evalue, ExecutionState::Error);
     }
 
@@ -254,19 +354,37 @@ impl Core {
     pub(super) fn fail_all(&mut self, ename: &str, evalue: &str, running: ExecutionState) {
         let error = error_content(ename, evalue);
         for n in self.state.live.keys().copied().collect::<Vec<_>>() {
-            let Some(execution) = self.state.live.get(&n) else { continue };
-            let (asked, was_queued) = (execution.asked.clone(), execution.state == ExecutionState::Queued);
+            let Some(execution) = self.state.live.get(&n) else {
+                continue;
+            };
+            let (asked, was_queued) = (
+                execution.asked.clone(),
+                execution.state == ExecutionState::Queued,
+            );
             let (replied, idle) = (execution.reply.is_some(), execution.idle);
             if was_queued {
-                self.publish(None, n, "status", &asked.header, &json!({ "execution_state": "busy" }));
+                self.publish(
+                    None,
+                    n,
+                    "status",
+                    &asked.header,
+                    &json!({ "execution_state": "busy" }),
+                );
             }
             if !replied {
-                let output = json!({ "ename": ename, "evalue": evalue, "traceback": error["traceback"] });
+                let output =
+                    json!({ "ename": ename, "evalue": evalue, "traceback": error["traceback"] });
                 self.publish(None, n, "error", &asked.header, &output);
                 self.reply(&asked, n, "execute_reply", &error);
             }
             if !idle {
-                self.publish(None, n, "status", &asked.header, &json!({ "execution_state": "idle" }));
+                self.publish(
+                    None,
+                    n,
+                    "status",
+                    &asked.header,
+                    &json!({ "execution_state": "idle" }),
+                );
             }
             match (replied, was_queued) {
                 (true, _) => self.finish_if_done(n),
@@ -274,8 +392,12 @@ impl Core {
                 (false, false) => self.finish(n, running, Some(evalue.to_owned())),
             }
         }
-        let attached: Vec<_> =
-            self.state.attachments.iter().map(|attachment| attachment.asked.header.clone()).collect();
+        let attached: Vec<_> = self
+            .state
+            .attachments
+            .iter()
+            .map(|attachment| attachment.asked.header.clone())
+            .collect();
         for asked in self.state.pending.clone().into_values() {
             if !attached.contains(&asked.header) && !self.is_looked_up(&asked) {
                 self.refuse_with(&asked, &error);
@@ -289,7 +411,9 @@ impl Core {
     }
 
     fn refuse_with(&mut self, asked: &Asked, error: &Value) {
-        let Ok(header) = serde_json::from_str::<crate::wire::Header<'_>>(&asked.header) else { return };
+        let Ok(header) = serde_json::from_str::<crate::wire::Header<'_>>(&asked.header) else {
+            return;
+        };
         let reply_type = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
         self.status(asked, "busy");
         self.reply(asked, 0, &reply_type, error);
@@ -298,15 +422,30 @@ impl Core {
 
     pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
         self.engine = Engine::Starting;
-        self.adopted = Some(Adoption { probe: String::new(), at: self.next_seq(), replied: false, idle: false });
-        self.note(Note::Gap { from: gap_from, until: self.now, why: why.clone() });
+        self.adopted = Some(Adoption {
+            probe: String::new(),
+            at: self.next_seq(),
+            replied: false,
+            idle: false,
+        });
+        self.note(Note::Gap {
+            from: gap_from,
+            until: self.now,
+            why: why.clone(),
+        });
         if let Some((n, execution)) = self.state.running() {
             let header = execution.asked.header.clone();
             let gap_ms = self.now.saturating_sub(gap_from) / 1000;
             let text = format!(
                 "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
             );
-            self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+            self.publish(
+                None,
+                n,
+                "stream",
+                &header,
+                &json!({ "name": "stderr", "text": text }),
+            );
         }
     }
 }
@@ -330,4 +469,3 @@ fn reply_status(reply: &str) -> Option<&'static str> {
         _ => Some("error"),
     }
 }
-

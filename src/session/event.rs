@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Micros, ProcessEnd, Record};
+use crate::journal::record::{
+    ClientId, ExecutionNumber, ExecutionState, Micros, ProcessEnd, Record,
+};
 use crate::wire::{Channel, Message};
 
 /// Something that happened outside of the core.

@@ -61,12 +61,15 @@ fn parse(words: &str) -> Result<Magic, String> {
             .map(|duration| Magic::Extend(duration.as_secs()))
             .ok_or_else(|| format!("%farside extend takes {DURATION_FORM}, not `{duration}`")),
         ["extend"] => Err("%farside extend takes a duration, such as `%farside extend 2h`.".into()),
-        [command @ ("help" | "status" | "history" | "retire" | "attach" | "extend"), ..] => {
-            Err(format!("too many words after `%farside {command}`. `%farside help` shows how it is used."))
-        }
-        [unknown, ..] => {
-            Err(format!("there is no `%farside {unknown}`. `%farside help` lists the commands."))
-        }
+        [
+            command @ ("help" | "status" | "history" | "retire" | "attach" | "extend"),
+            ..,
+        ] => Err(format!(
+            "too many words after `%farside {command}`. `%farside help` shows how it is used."
+        )),
+        [unknown, ..] => Err(format!(
+            "there is no `%farside {unknown}`. `%farside help` lists the commands."
+        )),
     }
 }
 
@@ -87,15 +90,27 @@ mod tests {
         assert_eq!(command_in(""), None);
         assert_eq!(command_in("%farsideways"), None);
         assert_eq!(command_in("x = 1\n%farside status"), None);
-        assert_eq!(command_in("\n  %farside status  \n\n"), Some(Ok(Magic::Status)));
+        assert_eq!(
+            command_in("\n  %farside status  \n\n"),
+            Some(Ok(Magic::Status))
+        );
         assert_eq!(command_in("%farside"), Some(Ok(Magic::Help)));
     }
 
     #[test]
     fn attach_takes_a_number_a_msg_id_or_nothing() {
-        assert_eq!(command_in("%farside attach"), Some(Ok(Magic::Attach(Selector::Latest))));
-        assert_eq!(command_in("%farside attach 7"), Some(Ok(Magic::Attach(Selector::Number(7)))));
-        assert_eq!(command_in("%farside attach a-b_1"), Some(Ok(Magic::Attach(Selector::MsgId("a-b_1".into())))));
+        assert_eq!(
+            command_in("%farside attach"),
+            Some(Ok(Magic::Attach(Selector::Latest)))
+        );
+        assert_eq!(
+            command_in("%farside attach 7"),
+            Some(Ok(Magic::Attach(Selector::Number(7))))
+        );
+        assert_eq!(
+            command_in("%farside attach a-b_1"),
+            Some(Ok(Magic::Attach(Selector::MsgId("a-b_1".into()))))
+        );
     }
 
     #[test]

@@ -44,7 +44,9 @@ impl Core {
                 let asked = Asked::new(client, channel, &message);
                 self.lookup(Lookup::List(asked), Query::History { limit: LIST_MAX });
             }
-            (_, "shutdown_request") => self.on_shutdown(&Asked::new(client, channel, &message), &message),
+            (_, "shutdown_request") => {
+                self.on_shutdown(&Asked::new(client, channel, &message), &message)
+            }
             (Channel::Control, "interrupt_request") => self.on_interrupt(client, message),
             (Channel::Stdin, "input_reply") => self.on_input_reply(client, message),
             _ => self.forward(client, channel, message),
@@ -52,7 +54,8 @@ impl Core {
     }
 
     fn on_execute(&mut self, client: ClientId, message: Message) {
-        let code = serde_json::from_slice::<ExecuteRequest<'_>>(&message.content).map(|request| request.code);
+        let code = serde_json::from_slice::<ExecuteRequest<'_>>(&message.content)
+            .map(|request| request.code);
         if let Ok(code) = &code
             && let Some(command) = magic::command_in(code)
         {
@@ -70,20 +73,34 @@ impl Core {
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => None,
         };
         let engine_message = for_engine(&message);
-        self.emit(Body::Request { channel: Channel::Shell, client, execution: n, message });
+        self.emit(Body::Request {
+            channel: Channel::Shell,
+            client,
+            execution: n,
+            message,
+        });
         if let Some(why) = absent {
             if let (Some(why), Some(execution)) = (why, self.state.live.get(&n)) {
                 let header = execution.asked.header.clone();
-                let text = format!("[farside] {why}. A new engine was started; variables are gone.\n");
-                self.publish(None, n, "stream", &header, &json!({ "name": "stderr", "text": text }));
+                let text =
+                    format!("[farside] {why}. A new engine was started; variables are gone.\n");
+                self.publish(
+                    None,
+                    n,
+                    "stream",
+                    &header,
+                    &json!({ "name": "stderr", "text": text }),
+                );
             }
             self.start_engine();
         }
-        self.to_engine(Channel::Shell, engine_message);
+        self.ask_engine(Channel::Shell, engine_message);
     }
 
     fn forward(&mut self, client: ClientId, channel: Channel, message: Message) {
-        let expects_reply = message.header().is_ok_and(|header| header.msg_type.ends_with("_request"));
+        let expects_reply = message
+            .header()
+            .is_ok_and(|header| header.msg_type.ends_with("_request"));
         if let Engine::Absent { why: Some(why) } = &self.engine {
             if expects_reply {
                 let why = why.clone();
@@ -92,11 +109,16 @@ impl Core {
             return;
         }
         let engine_message = for_engine(&message);
-        self.emit(Body::Request { channel, client, execution: 0, message });
-        self.to_engine(channel, engine_message);
+        self.emit(Body::Request {
+            channel,
+            client,
+            execution: 0,
+            message,
+        });
+        self.ask_engine(channel, engine_message);
     }
 
-    pub(super) fn to_engine(&mut self, channel: Channel, message: Message) {
+    pub(super) fn ask_engine(&mut self, channel: Channel, message: Message) {
         if self.engine == Engine::Connected {
             self.effect(Effect::ToEngine(channel, message));
         } else {
@@ -105,7 +127,11 @@ impl Core {
     }
 
     pub(super) fn answer_kernel_info(&mut self, asked: &Asked) {
-        let mut content = self.state.info.clone().unwrap_or_else(|| json!({ "status": "ok" }));
+        let mut content = self
+            .state
+            .info
+            .clone()
+            .unwrap_or_else(|| json!({ "status": "ok" }));
         if let Some(fields) = content.as_object_mut() {
             let banner = fields.get("banner").and_then(Value::as_str).unwrap_or("");
             let banner = format!(
@@ -130,9 +156,15 @@ impl Core {
             #[serde(default)]
             restart: bool,
         }
-        let restart = serde_json::from_slice::<Shutdown>(&message.content).is_ok_and(|shutdown| shutdown.restart);
+        let restart = serde_json::from_slice::<Shutdown>(&message.content)
+            .is_ok_and(|shutdown| shutdown.restart);
         self.status(asked, "busy");
-        self.reply(asked, 0, "shutdown_reply", &json!({ "status": "ok", "restart": restart }));
+        self.reply(
+            asked,
+            0,
+            "shutdown_reply",
+            &json!({ "status": "ok", "restart": restart }),
+        );
         self.status(asked, "idle");
         if restart {
             self.restart();
@@ -150,7 +182,10 @@ impl Core {
                 self.outbox.clear();
                 self.fail_all("EngineRestarted", reason, ExecutionState::Aborted);
                 self.engine = Engine::Stopping(Then::Restart);
-                self.effect(Effect::StopEngine { now: false, restart: true });
+                self.effect(Effect::StopEngine {
+                    now: false,
+                    restart: true,
+                });
             }
             Engine::Stopping(_) => {}
         }
@@ -164,7 +199,10 @@ impl Core {
             Engine::Starting if self.state.engine_pid.is_none() => self.ended(reason),
             engine => {
                 *engine = Engine::Stopping(Then::End(reason));
-                self.effect(Effect::StopEngine { now, restart: false });
+                self.effect(Effect::StopEngine {
+                    now,
+                    restart: false,
+                });
             }
         }
     }
@@ -198,28 +236,42 @@ impl Core {
             return;
         };
         let engine_message = for_engine(&message);
-        self.emit(Body::Request { channel: Channel::Stdin, client, execution: input.n, message });
+        self.emit(Body::Request {
+            channel: Channel::Stdin,
+            client,
+            execution: input.n,
+            message,
+        });
         if self.state.live.contains_key(&input.n) {
             self.execution_state(input.n, ExecutionState::Running, None);
         }
-        self.to_engine(Channel::Stdin, engine_message);
+        self.ask_engine(Channel::Stdin, engine_message);
     }
 
     fn on_magic(&mut self, asked: Asked, message: Message, command: Result<Magic, String>) {
         match command {
             Err(usage) => self.magic_error(&asked, "FarsideUsageError", &usage),
             Ok(Magic::Attach(selector)) => self.attach(asked.client, message, selector),
-            Ok(Magic::History) => self.lookup(Lookup::History(asked), Query::History { limit: LIST_MAX }),
+            Ok(Magic::History) => {
+                self.lookup(Lookup::History(asked), Query::History { limit: LIST_MAX })
+            }
             Ok(Magic::Status) => {
                 let status = text::status(self);
                 self.magic_answer(&asked, &status);
             }
             Ok(Magic::Help) => self.magic_answer(&asked, magic::HELP),
             Ok(Magic::Extend(_)) => {
-                self.magic_error(&asked, "FarsideError", "this session has no end that could be moved: it runs until it is retired");
+                self.magic_error(
+                    &asked,
+                    "FarsideError",
+                    "this session has no end that could be moved: it runs until it is retired",
+                );
             }
             Ok(Magic::Retire) => {
-                self.magic_answer(&asked, "The session ends now. Its outputs stay: see `farside ls --all`.\n");
+                self.magic_answer(
+                    &asked,
+                    "The session ends now. Its outputs stay: see `farside ls --all`.\n",
+                );
                 self.end("stopped: %farside retire".into(), false);
             }
         }
@@ -230,7 +282,13 @@ impl Core {
         let content = json!({ "status": "ok", "execution_count": self.state.execution_count, "payload": [],
             "user_expressions": {} });
         self.status(asked, "busy");
-        self.publish(Some(asked.client), 0, "stream", &asked.header, &json!({ "name": "stdout", "text": text }));
+        self.publish(
+            Some(asked.client),
+            0,
+            "stream",
+            &asked.header,
+            &json!({ "name": "stdout", "text": text }),
+        );
         self.reply(asked, 0, "execute_reply", &content);
         self.answered(asked);
     }
@@ -246,23 +304,37 @@ impl Core {
     }
 
     pub(super) fn on_answer(&mut self, id: u64, answer: Answer) {
-        let Some(lookup) = self.lookups.remove(&id) else { return };
+        let Some(lookup) = self.lookups.remove(&id) else {
+            return;
+        };
         match (lookup, answer) {
             (Lookup::Attach(asked), Answer::Execution(found)) => self.attach_to_past(asked, found),
             (Lookup::History(asked), Answer::History { executions, .. }) => {
                 let table = text::history(&executions);
                 self.magic_answer(&asked, &table);
             }
-            (Lookup::List(asked), Answer::History { session, executions }) => {
+            (
+                Lookup::List(asked),
+                Answer::History {
+                    session,
+                    executions,
+                },
+            ) => {
                 self.answer_list(&asked, &session, &executions);
             }
             (Lookup::Attach(asked) | Lookup::History(asked), Answer::Failed(why)) => {
                 self.magic_error(&asked, "JournalError", &why);
             }
             (Lookup::List(asked), Answer::Failed(why)) => {
-                self.reply(&asked, 0, "farside_list_reply", &error_content("JournalError", &why));
+                self.reply(
+                    &asked,
+                    0,
+                    "farside_list_reply",
+                    &error_content("JournalError", &why),
+                );
             }
-            (Lookup::Attach(_), Answer::History { .. }) | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
+            (Lookup::Attach(_), Answer::History { .. })
+            | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
                 tracing::error!("the journal answered another question than it was asked");
             }
         }
@@ -270,10 +342,17 @@ impl Core {
 
     fn answer_list(&mut self, asked: &Asked, session: &Value, past: &[ExecutionSummary]) {
         let mut cells = std::collections::HashSet::new();
-        let (latest, older): (Vec<_>, Vec<_>) = past
-            .iter()
-            .partition(|execution| execution.cell_id.as_ref().is_none_or(|cell| cells.insert(cell.clone())));
-        let executions: Vec<Value> = latest.into_iter().chain(older).map(text::execution_json).collect();
+        let (latest, older): (Vec<_>, Vec<_>) = past.iter().partition(|execution| {
+            execution
+                .cell_id
+                .as_ref()
+                .is_none_or(|cell| cells.insert(cell.clone()))
+        });
+        let executions: Vec<Value> = latest
+            .into_iter()
+            .chain(older)
+            .map(text::execution_json)
+            .collect();
         let content = json!({ "status": "ok", "session": session, "executions": executions });
         self.status(asked, "busy");
         self.reply(asked, 0, "farside_list_reply", &content);
@@ -297,7 +376,7 @@ impl Core {
                 self.note(Note::Interrupted);
                 if self.facts.interrupt_by_message {
                     let request = self.message("interrupt_request", "{}", &json!({}));
-                    self.to_engine(Channel::Control, request);
+                    self.ask_engine(Channel::Control, request);
                 } else {
                     self.effect(Effect::InterruptEngine);
                 }
@@ -313,5 +392,8 @@ impl Core {
 
 /// The message as it goes to the engine: the frontend socket's identities mean nothing there.
 fn for_engine(message: &Message) -> Message {
-    Message { identities: Vec::new(), ..message.clone() }
+    Message {
+        identities: Vec::new(),
+        ..message.clone()
+    }
 }

@@ -7,7 +7,9 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
-use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record};
+use crate::journal::record::{
+    Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
+};
 use crate::wire::{Channel, Header, Message};
 
 /// How many ended executions' msg_ids are remembered, so that late output (of threads) still finds its number.
@@ -69,7 +71,8 @@ impl RequestName {
 
     /// Of a header's JSON text.
     pub fn of_text(header: &str) -> Self {
-        serde_json::from_str::<Header<'_>>(header).map_or_else(|_| Self(String::new()), |header| Self::of(&header))
+        serde_json::from_str::<Header<'_>>(header)
+            .map_or_else(|_| Self(String::new()), |header| Self::of(&header))
     }
 }
 
@@ -143,13 +146,23 @@ impl State {
     pub fn apply(&mut self, record: &Record) {
         self.last_record = record.time;
         match &record.body {
-            Body::Request { channel, client, execution, message } => {
-                self.apply_request(record, *channel, *client, *execution, message)
-            }
-            Body::Reply { channel, execution, message, .. } => self.apply_reply(*channel, *execution, message),
-            Body::Iopub { client: None, execution, message } if *execution != 0 => {
-                self.apply_output(record.time, *execution, message)
-            }
+            Body::Request {
+                channel,
+                client,
+                execution,
+                message,
+            } => self.apply_request(record, *channel, *client, *execution, message),
+            Body::Reply {
+                channel,
+                execution,
+                message,
+                ..
+            } => self.apply_reply(*channel, *execution, message),
+            Body::Iopub {
+                client: None,
+                execution,
+                message,
+            } if *execution != 0 => self.apply_output(record.time, *execution, message),
             Body::Iopub { .. } => {}
             Body::Note(note) => self.apply_note(record.time, note),
         }
@@ -178,7 +191,9 @@ impl State {
 
     /// Whether a launcher is attached.
     pub fn has_launcher(&self) -> bool {
-        self.clients.values().any(|client| client.kind == "launcher")
+        self.clients
+            .values()
+            .any(|client| client.kind == "launcher")
     }
 
     /// The state that a checkpoint says; `None` where it is not one of ours.
@@ -197,7 +212,10 @@ impl State {
         message: &Message,
     ) {
         let Ok(header) = message.header() else { return };
-        let (msg_id, is_input) = (header.msg_id.clone().into_owned(), header.msg_type == "input_reply");
+        let (msg_id, is_input) = (
+            header.msg_id.clone().into_owned(),
+            header.msg_type == "input_reply",
+        );
         if channel == Channel::Stdin {
             if is_input {
                 self.input = None;
@@ -285,7 +303,11 @@ impl State {
 
     fn apply_note(&mut self, time: Micros, note: &Note) {
         match note {
-            Note::EngineStarted { generation, pid, start_time } => {
+            Note::EngineStarted {
+                generation,
+                pid,
+                start_time,
+            } => {
                 self.generation = *generation;
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
@@ -296,11 +318,18 @@ impl State {
                 self.input = None;
             }
             Note::ClientAttached { client, kind, pid } => {
-                self.clients.insert(*client, Client { kind: kind.clone(), pid: *pid });
+                self.clients.insert(
+                    *client,
+                    Client {
+                        kind: kind.clone(),
+                        pid: *pid,
+                    },
+                );
             }
             Note::ClientDetached { client, .. } => {
                 self.clients.remove(client);
-                self.attachments.retain(|attachment| attachment.asked.client != *client);
+                self.attachments
+                    .retain(|attachment| attachment.asked.client != *client);
             }
             Note::Interrupted => {
                 for execution in self.live.values_mut() {
@@ -311,10 +340,16 @@ impl State {
             Note::Attach { parent, n, .. } => {
                 let msg_id = header_id(parent);
                 if let Some(asked) = self.pending.get(&RequestName::of_text(parent)).cloned() {
-                    self.attachments.push(Attachment { msg_id, asked, n: *n });
+                    self.attachments.push(Attachment {
+                        msg_id,
+                        asked,
+                        n: *n,
+                    });
                 }
             }
-            Note::AttachEnded { msg_id, .. } => self.attachments.retain(|attachment| attachment.msg_id != *msg_id),
+            Note::AttachEnded { msg_id, .. } => self
+                .attachments
+                .retain(|attachment| attachment.msg_id != *msg_id),
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. }
             | Note::HostStarted { .. }
@@ -346,7 +381,11 @@ impl Asked {
         Self {
             client,
             channel,
-            identities: message.identities.iter().map(|identity| identity.to_vec()).collect(),
+            identities: message
+                .identities
+                .iter()
+                .map(|identity| identity.to_vec())
+                .collect(),
             header: text(&message.header),
         }
     }
@@ -359,7 +398,8 @@ pub fn is_idle(content: &[u8]) -> bool {
         #[serde(borrow)]
         execution_state: std::borrow::Cow<'a, str>,
     }
-    serde_json::from_slice::<Status<'_>>(content).is_ok_and(|status| status.execution_state == "idle")
+    serde_json::from_slice::<Status<'_>>(content)
+        .is_ok_and(|status| status.execution_state == "idle")
 }
 
 /// JSON of a message as text; what is not UTF-8 is not JSON, and was refused at the edge.
@@ -379,5 +419,7 @@ fn execution_count(reply_content: &str) -> Option<i64> {
     struct Count {
         execution_count: Option<i64>,
     }
-    serde_json::from_str::<Count>(reply_content).ok()?.execution_count
+    serde_json::from_str::<Count>(reply_content)
+        .ok()?
+        .execution_count
 }

@@ -18,17 +18,33 @@ pub(super) fn status(core: &Core) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "session    {} ({})", facts.name, facts.id);
-    let _ = writeln!(text, "engine     {}{}", facts.engine, match state.engine_pid {
-        Some(pid) => format!(", process {pid}"),
-        None => ", not running".into(),
-    });
+    let _ = writeln!(
+        text,
+        "engine     {}{}",
+        facts.engine,
+        match state.engine_pid {
+            Some(pid) => format!(", process {pid}"),
+            None => ", not running".into(),
+        }
+    );
     let _ = writeln!(text, "state      {}", core.session_state());
     let _ = writeln!(text, "executions {}", state.last_n);
     for (n, execution) in &state.live {
-        let since = execution.started.map(|started| format!(" for {}", span(core.now.saturating_sub(started))));
-        let _ = writeln!(text, "  {n:>4}     {}{}", execution.state.name(), since.unwrap_or_default());
+        let since = execution
+            .started
+            .map(|started| format!(" for {}", span(core.now.saturating_sub(started))));
+        let _ = writeln!(
+            text,
+            "  {n:>4}     {}{}",
+            execution.state.name(),
+            since.unwrap_or_default()
+        );
     }
-    let _ = writeln!(text, "come back  farside attach {}   (in a terminal), or open the notebook again", facts.id);
+    let _ = writeln!(
+        text,
+        "come back  farside attach {}   (in a terminal), or open the notebook again",
+        facts.id
+    );
     text
 }
 
@@ -37,9 +53,15 @@ pub(super) fn history(executions: &[ExecutionSummary]) -> String {
     if executions.is_empty() {
         return "nothing was executed in this session yet\n".into();
     }
-    let mut text = format!("{:>4}  {:<13}  {:<19}  {:>8}  code\n", "n", "state", "started (UTC)", "took");
+    let mut text = format!(
+        "{:>4}  {:<13}  {:<19}  {:>8}  code\n",
+        "n", "state", "started (UTC)", "took"
+    );
     for execution in executions.iter().rev() {
-        let started = execution.started.map(|started| iso8601(started)[..19].replace('T', " ")).unwrap_or_default();
+        let started = execution
+            .started
+            .map(|started| iso8601(started)[..19].replace('T', " "))
+            .unwrap_or_default();
         let took = match (execution.started, execution.ended) {
             (Some(started), Some(ended)) => span(ended.saturating_sub(started)),
             _ => String::new(),
@@ -69,7 +91,11 @@ pub(super) fn execution_json(execution: &ExecutionSummary) -> Value {
 }
 
 fn first_line(code: &str) -> String {
-    let line = code.lines().find(|line| !line.trim().is_empty()).unwrap_or("").trim_end();
+    let line = code
+        .lines()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or("")
+        .trim_end();
     let more = code.lines().filter(|line| !line.trim().is_empty()).count() > 1;
     match line.char_indices().nth(CODE_CHARS_MAX) {
         Some((end, _)) => format!("{}...", &line[..end]),

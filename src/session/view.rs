@@ -55,16 +55,35 @@ impl View {
     /// `session_id`: of the headers of what the view makes; `mirrors`: the attachments that are on already, where a
     /// client comes back after a lost link.
     pub fn new(client: ClientId, session_id: String, mirrors: Vec<Mirror>) -> Self {
-        Self { client, session_id, mirrors }
+        Self {
+            client,
+            session_id,
+            mirrors,
+        }
     }
 
     /// Takes the next record.
     pub fn handle(&mut self, record: &Record) -> Step {
         match &record.body {
-            Body::Iopub { client: None, execution, message } => self.broadcast(record, *execution, message),
-            Body::Iopub { client: Some(client), .. } if *client == self.client => Step::Deliver,
-            Body::Note(Note::Attach { client, parent, n, first_seq }) if *client == self.client => {
-                let mirror = Mirror { parent: parent.clone(), n: *n };
+            Body::Iopub {
+                client: None,
+                execution,
+                message,
+            } => self.broadcast(record, *execution, message),
+            Body::Iopub {
+                client: Some(client),
+                ..
+            } if *client == self.client => Step::Deliver,
+            Body::Note(Note::Attach {
+                client,
+                parent,
+                n,
+                first_seq,
+            }) if *client == self.client => {
+                let mirror = Mirror {
+                    parent: parent.clone(),
+                    n: *n,
+                };
                 // A client that comes back to this very place has it already.
                 if !self.mirrors.contains(&mirror) {
                     self.mirrors.push(mirror);
@@ -77,23 +96,37 @@ impl View {
                 })
             }
             Body::Note(Note::AttachEnded { client, msg_id }) if *client == self.client => {
-                self.mirrors.retain(|mirror| super::state::header_id(&mirror.parent) != *msg_id);
+                self.mirrors
+                    .retain(|mirror| super::state::header_id(&mirror.parent) != *msg_id);
                 Step::Deliver
             }
-            Body::Iopub { client: Some(_), .. } | Body::Request { .. } | Body::Reply { .. } | Body::Note(_) => {
-                Step::Skip
+            Body::Iopub {
+                client: Some(_), ..
             }
+            | Body::Request { .. }
+            | Body::Reply { .. }
+            | Body::Note(_) => Step::Skip,
         }
     }
 
     /// A message made of a recorded one for another parent; `part` tells the copies of one record apart.
     pub fn copy(&self, record: &Record, message: &Message, parent: &str, part: usize) -> Message {
-        let msg_type = message.header().map(|header| header.msg_type.into_owned()).unwrap_or_default();
+        let msg_type = message
+            .header()
+            .map(|header| header.msg_type.into_owned())
+            .unwrap_or_default();
         self.made(record, message.clone(), &msg_type, parent, part)
     }
 
     /// A message that the reader made for an attachment at `record`.
-    pub fn made(&self, record: &Record, message: Message, msg_type: &str, parent: &str, part: usize) -> Message {
+    pub fn made(
+        &self,
+        record: &Record,
+        message: Message,
+        msg_type: &str,
+        parent: &str,
+        part: usize,
+    ) -> Message {
         let msg_id = self.copy_id(parent, record.seq, part);
         let header = HeaderFields {
             msg_id: &msg_id,
@@ -118,7 +151,10 @@ impl View {
         if execution == 0 || !self.mirrors.iter().any(|mirror| mirror.n == execution) {
             return Step::Deliver;
         }
-        if message.header().is_ok_and(|header| header.msg_type == "status") {
+        if message
+            .header()
+            .is_ok_and(|header| header.msg_type == "status")
+        {
             // Busy and idle of an attachment are the core's: one pair, whatever the engine says.
             return Step::Deliver;
         }
