@@ -87,6 +87,7 @@ fn records() -> Vec<Record> {
         Body::Note(Note::EngineStarted {
             generation: 1,
             pid: 4322,
+            start_time: 123_456,
         }),
         Body::Note(Note::ClientAttached {
             client: CLIENT,
@@ -185,6 +186,7 @@ fn records() -> Vec<Record> {
             client: CLIENT,
             parent: r#"{"msg_id":"a"}"#.into(),
             n: 1,
+            first_seq: 5,
         }),
         Body::Note(Note::AttachEnded {
             client: CLIENT,

@@ -1,9 +1,9 @@
 //! The host: one detached process a session, the async driver around the session core.
 //!
 //! Owns the engine, the journal and the link's socket. All decisions are the core's ([`crate::session::core`]); here
-//! is only what carries them out: [`driver`] the loop, [`engine`] the engine's process and sockets, [`ingest`] the
-//! thread that reads its iopub, [`clients`] the link, [`cursor`] what each reader of the journal gets, [`log`] the
-//! journal's writing end, [`lookup`] the index thread.
+//! is only what carries them out: `driver` the loop, `engine` the engine's process and sockets, `ingest` the
+//! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
+//! journal's writing end, `lookup` the index thread.
 
 mod clients;
 mod cursor;

@@ -104,7 +104,8 @@ fn note() -> impl Strategy<Value = Note> {
         (client(), any::<String>(), any::<u64>()).prop_map(|(client, parent, n)| Note::Attach {
             client,
             parent,
-            n
+            n,
+            first_seq: n
         }),
         (client(), any::<String>())
             .prop_map(|(client, msg_id)| Note::AttachEnded { client, msg_id }),

@@ -213,6 +213,7 @@ pub enum Note {
         /// The execution attached to.
         n: ExecutionNumber,
         /// The seq of that execution's request: where a reader begins to look for its outputs.
+        #[serde(default)]
         first_seq: u64,
     },
     /// That attachment is over.

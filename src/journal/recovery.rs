@@ -41,7 +41,7 @@ impl Recovered {
 /// A record since the last checkpoint.
 #[derive(Debug)]
 pub struct RecoveredRecord {
-    /// The record; parts over [`RECOVERED_PART_BYTES`] or [`RECOVERED_OUTPUT_PART_BYTES`] are empty.
+    /// The record; parts over `RECOVERED_PART_BYTES` or `RECOVERED_OUTPUT_PART_BYTES` are empty.
     pub record: Record,
     /// Where it lies ([`super::Reader::read_at`] gives all of it).
     pub position: Position,

@@ -1,8 +1,8 @@
 //! The launcher: the process that a frontend starts as its kernel, and that lives exactly as long as the frontend
 //! wants it to.
 //!
-//! Owns: the five sockets of the connection file ([`frontends`], [`subscriber`]), signatures, the choice of the session
-//! ([`choice`]), the link to its host ([`host_link`], [`reach`]), and the rule when leaving means detaching
+//! Owns: the five sockets of the connection file (`frontends`, `subscriber`), signatures, the choice of the session
+//! ([`choice`]), the link to its host (`host_link`, [`reach`]), and the rule when leaving means detaching
 //! ([`leaving`]). Refuses to know what a message means, but for shutdown and interrupt requests.
 
 pub mod choice;
