@@ -112,6 +112,9 @@ struct Current {
     process: Option<Process>,
     /// The sockets that are up.
     up: Vec<Channel>,
+    /// One of them was up once.
+    bound: bool,
+    /// All of them were.
     connected: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
     /// Dropping it ends the iopub thread.
@@ -227,6 +230,7 @@ impl EngineDriver {
             endpoints,
             process,
             up: Vec::new(),
+            bound: false,
             connected: false,
             senders,
             _until: until,
@@ -273,7 +277,7 @@ impl EngineDriver {
         }
         let generation = current.endpoints.generation;
         let was_ipc = current.endpoints.file.transport == Transport::Ipc;
-        if current.up.is_empty() && was_ipc && self.transport == TransportChoice::Auto {
+        if !current.bound && was_ipc && self.transport == TransportChoice::Auto {
             tracing::info!("the engine ended before it bound an ipc socket: trying it with tcp");
             match self.start_with(generation, Transport::Tcp) {
                 Ok(spawn) => return Some(spawn),
@@ -310,6 +314,7 @@ impl EngineDriver {
                 generation,
                 channel,
             } if generation == now_generation => {
+                current.bound = true;
                 if !current.up.contains(&channel) {
                     current.up.push(channel);
                 }
