@@ -11,7 +11,7 @@ mod execution_rows;
 pub mod index;
 pub mod reader;
 pub mod record;
-mod recovery;
+pub mod recovery;
 mod scan;
 pub mod segments;
 mod sql;

@@ -1,6 +1,7 @@
-//! PURE. What a journal record is, and its encoding (docs/journal.md).
+//! PURE. What a journal record is. Its encoding is in [`super::codec`].
 //!
-//! Records are numbered by `seq` from 1 in a session, without holes. A record's `seq` is also the number its
+//! Records are numbered by `seq` from 1 in a session. A hole is a record that was not kept (the disk was full, say);
+//! no other ever gets its number. A record's `seq` is also the number its
 //! message has on the link, so a reader that comes back names the last one it saw.
 
 use serde::{Deserialize, Serialize};
@@ -20,7 +21,7 @@ pub type ExecutionNumber = u64;
 /// One numbered entry of the journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
-    /// From 1, without holes.
+    /// From 1, ascending.
     pub seq: u64,
     /// When it was written.
     pub time: Micros,
