@@ -616,3 +616,27 @@ fn a_message_above_the_limits_leaves_a_line_and_an_update_brings_it_back() {
     assert_eq!(replay[1].msg_type, "display_data");
     assert!(replay[1].content.len() > 1000);
 }
+
+#[test]
+fn a_clear_that_still_waits_is_part_of_the_replay() {
+    let say = |text| ("stream", json!({"name": "stdout", "text": text}));
+    let wait = ("clear_output", json!({"wait": true}));
+    let types = |ops: &[Op]| {
+        all(&messages(ops))
+            .iter()
+            .map(|r| r.msg_type.to_string())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(types(&[say("a"), wait.clone()]), ["stream", "clear_output"]);
+    // Carried out, or with nothing to clear.
+    assert_eq!(types(&[say("a"), wait.clone(), say("b")]), ["stream"]);
+    assert_eq!(
+        types(&[
+            say("a"),
+            wait.clone(),
+            ("clear_output", json!({"wait": false}))
+        ]),
+        [""; 0]
+    );
+    assert_eq!(types(&[wait]), [""; 0]);
+}

@@ -88,8 +88,24 @@ impl OpenLine {
             }
             None => plain,
         };
+        let tail = self.skip_front(tail, done);
         self.write(tail, done);
         rest
+    }
+
+    /// The part of `text` that can be in the line when all of it has come; what is before that is finished.
+    fn skip_front<'a>(&mut self, text: &'a str, done: &mut impl FnMut(&str)) -> &'a str {
+        // At most three bytes a unit.
+        let reach = self.units_max.saturating_mul(3);
+        if text.len() <= reach.saturating_mul(2) {
+            return text;
+        }
+        let (front, reached) = text.split_at(char_boundary(text, text.len() - reach));
+        done(&to_string(&self.units));
+        done(front);
+        self.units.clear();
+        self.cursor = 0;
+        reached
     }
 
     /// Control characters at the start of `text`.
