@@ -183,6 +183,19 @@ pub struct Loaded {
     pub warnings: Vec<String>,
 }
 
+impl Loaded {
+    /// What was set by flags or environment, as key and value: what a session that is created now keeps, since they
+    /// are gone when a later host starts. What config.toml says is read again by each host.
+    pub fn given(&self) -> Vec<(String, String)> {
+        let file = self.file.as_ref().map(|file| file.display().to_string());
+        self.values
+            .iter()
+            .filter(|value| value.source != "default" && Some(&value.source) != file.as_ref())
+            .map(|value| (value.key.to_owned(), value.value.clone()))
+            .collect()
+    }
+}
+
 /// One setting's value.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Value {
@@ -248,6 +261,16 @@ pub struct Flags {
 }
 
 impl Flags {
+    /// As if these settings had been given as flags; keys that are no settings (any more) are passed over.
+    pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
+        let known = |key: &str| SETTINGS.iter().find(|setting| setting.key == key);
+        let given = pairs
+            .into_iter()
+            .filter_map(|(key, value)| Some((known(key)?.key, value.clone())))
+            .collect();
+        Self { given }
+    }
+
     /// The same flags as arguments, for the process that is started.
     pub fn to_args(&self) -> Vec<String> {
         self.given

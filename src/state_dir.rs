@@ -72,6 +72,8 @@ pub struct NewSession {
     pub cwd: PathBuf,
     /// What brings a frontend back to it (the notebook's path), if anything does.
     pub key: Option<String>,
+    /// Settings that its creator was given ([`crate::config::Loaded::given`]).
+    pub settings: Vec<(String, String)>,
 }
 
 /// One session on disk: its static facts and its folders.
@@ -282,6 +284,7 @@ impl Sessions {
             interrupt_by_message: new.interrupt_by_message,
             cwd: new.cwd,
             key: new.key,
+            settings: new.settings.into_iter().collect(),
             created: now(),
             sockets: self.runtime_dir()?.join(&id),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -2,21 +2,28 @@
 
 use std::time::Duration;
 
-use super::{Exit, Output, duration, find_session, not_built_yet};
+use super::client::command;
+use super::{Exit, Output, duration, find_session};
+use crate::session::event::Command;
 
-/// Give a session more time before it ends by itself.
+/// Give a session more time: it ends by itself this long from now, and not before.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  farside extend train 2h")]
 pub struct Args {
     /// Id, beginning of an id, or name
     pub session: String,
-    /// How much more, e.g. 90m, 2h30m, 1d
+    /// From now, e.g. 90m, 2h30m, 1d
     #[arg(value_parser = duration)]
     pub duration: Duration,
 }
 
 /// Runs the command.
-pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let _session = find_session(&args.session)?;
-    not_built_yet("extend")
+pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
+    let session = find_session(&args.session)?;
+    let seconds = args.duration.as_secs();
+    let answer = command(&session, "extend", Command::Extend { seconds })?;
+    if let Some(end) = answer["ends_at"].as_str() {
+        out.message(&format!("{} ends at {end}", session.json.name));
+    }
+    Ok(Exit::Done)
 }

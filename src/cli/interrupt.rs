@@ -1,8 +1,13 @@
 //! `farside interrupt`: what Ctrl-C in a notebook does.
 
-use super::{Exit, Output, find_session, not_built_yet};
+use super::client::command;
+use super::{Exit, Output, find_session};
+use crate::session::event::Command;
 
 /// Interrupt what a session runs, as a notebook's stop button does.
+///
+/// Python raises KeyboardInterrupt in the running code, and what was queued behind it is not run. The session goes
+/// on.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Id, beginning of an id, or name
@@ -11,6 +16,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let _session = find_session(&args.session)?;
-    not_built_yet("interrupt")
+    let session = find_session(&args.session)?;
+    command(&session, "interrupt", Command::Interrupt)?;
+    Ok(Exit::Done)
 }

@@ -42,6 +42,7 @@ pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
         connection_file: std::path::absolute(&args.connection_file)?,
         engine: crate::kernelspec::resolve(&args.engine, args.engine_spec.as_deref())?,
         cwd: std::env::current_dir()?,
+        settings: settings.given(),
     };
     super::client::block_on(async { Ok(launcher::launch(file, wanted).await?) })?;
     Ok(Exit::Done)

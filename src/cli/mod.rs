@@ -12,6 +12,7 @@ mod connect;
 mod console;
 mod exec;
 mod extend;
+mod follow;
 mod history;
 mod install;
 mod interrupt;
@@ -25,6 +26,7 @@ mod records;
 pub mod render;
 mod restart;
 mod stop;
+mod terminal;
 #[cfg(test)]
 mod tests;
 
@@ -97,23 +99,31 @@ pub enum Command {
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// It did what was asked.
-    Done = 0,
+    Done,
     /// The code that was run raised an error.
-    Raised = 1,
+    Raised,
     /// What was asked makes no sense.
-    Usage = 2,
+    Usage,
     /// There is no such session.
-    NoSession = 3,
+    NoSession,
     /// farside failed.
-    Failed = 4,
+    Failed,
+    /// A program that was started for the person ended with this code (`farside console`).
+    Of(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Done => 0,
+            Exit::Raised => 1,
+            Exit::Usage => 2,
+            Exit::NoSession => 3,
+            Exit::Failed => 4,
+            Exit::Of(code) => code,
+        })
     }
 }
 
@@ -215,9 +225,4 @@ fn find_session(selector: &str) -> Result<Session, StateError> {
 /// clap's value parser for durations.
 fn duration(text: &str) -> Result<Duration, String> {
     parse_duration(text).ok_or_else(|| format!("give {DURATION_FORM}"))
-}
-
-/// The error of the commands that talk to a host, until the link is there.
-fn not_built_yet(command: &str) -> anyhow::Result<Exit> {
-    anyhow::bail!("`farside {command}` is not built yet")
 }

@@ -59,6 +59,17 @@ impl Output {
         let _ = writeln!(io::stderr(), "{text}");
     }
 
+    /// Whether messages may be coloured.
+    pub fn colours_messages(&self) -> bool {
+        self.colour_messages
+    }
+
+    /// Text of the engine's for stderr, as it is. Data written before it is seen before it.
+    pub fn stderr_text(&mut self, text: &str) -> io::Result<()> {
+        self.data.flush()?;
+        io::stderr().write_all(text.as_bytes())
+    }
+
     /// What went wrong, on one line.
     pub fn error(&mut self, error: &anyhow::Error) {
         let label = if self.colour_messages {

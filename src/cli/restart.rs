@@ -1,8 +1,12 @@
 //! `farside restart`: a fresh engine in the same session.
 
-use super::{Exit, Output, find_session, not_built_yet};
+use super::client::{Progress, command};
+use super::{Exit, Output, find_session};
+use crate::session::event::Command;
 
 /// Start a session's engine afresh: variables are gone, records stay.
+///
+/// What runs or is queued is aborted. Attached frontends stay attached, and see a new engine.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Id, beginning of an id, or name
@@ -11,6 +15,8 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let _session = find_session(&args.session)?;
-    not_built_yet("restart")
+    let session = find_session(&args.session)?;
+    let _progress = Progress::new(format!("restarting the engine of {}", session.json.name));
+    command(&session, "restart", Command::Restart)?;
+    Ok(Exit::Done)
 }

@@ -1,9 +1,31 @@
 //! `farside stop`: end a session.
 
-use super::{Exit, Output, find_session, not_built_yet};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::client::{Progress, ask, block_on, quiet_hello};
+use super::{Exit, Output, find_session};
+use crate::launcher::reach::{self, ReachError};
+use crate::link::Frame;
+use crate::session::event::Command;
+use crate::state_dir::{HostLock, Session, SessionState};
+
+/// How long the processes may take to be gone once the session has ended: the host only closes its files then.
+const GONE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+/// A host that dies while it ends a session is replaced by one that does not know of it; it is told again, but not
+/// for ever.
+const TRIES_MAX: usize = 5;
 
 /// End a session and its engine. Its records stay (`farside logs`, `farside prune`).
+///
+/// The engine is asked to end, then made to. Returns when all is over.
 #[derive(Debug, clap::Args)]
+#[command(
+    after_help = "Examples:\n  farside stop train\n  farside stop train --now     # kill the engine at once"
+)]
 pub struct Args {
     /// Id, beginning of an id, or name
     pub session: String,
@@ -13,7 +35,74 @@ pub struct Args {
 }
 
 /// Runs the command.
-pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let _session = find_session(&args.session)?;
-    not_built_yet("stop")
+pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
+    let session = find_session(&args.session)?;
+    let name = &session.json.name;
+    let facts = session.facts();
+    let reason = facts.end_reason.unwrap_or_default();
+    match facts.state {
+        SessionState::Ended | SessionState::Retired => {
+            out.message(&format!("{name} has ended already: {reason}"));
+        }
+        SessionState::Lost => {
+            out.message(&format!("nothing of {name} runs any more: {reason}"));
+        }
+        SessionState::Starting
+        | SessionState::Busy
+        | SessionState::Idle
+        | SessionState::WaitingInput => {
+            let _progress = Progress::new(format!("stopping {name}"));
+            block_on(stop(&session, args.now, "stopped: by `farside stop`"))?;
+        }
+    }
+    Ok(Exit::Done)
+}
+
+/// Ends a session that lives, and waits until it is over.
+pub(super) async fn stop(session: &Session, now: bool, reason: &str) -> anyhow::Result<()> {
+    for _ in 0..TRIES_MAX {
+        let mut stream = match reach::open(session, &quiet_hello("stop")).await {
+            Ok(stream) => stream,
+            Err(ReachError::Ended { .. }) => break,
+            Err(error) => return Err(error.into()),
+        };
+        let command = Command::Stop {
+            now,
+            reason: reason.to_owned(),
+        };
+        // The host's death shows itself below, as the end of the stream.
+        let _ = ask(&mut stream, session, command).await;
+        loop {
+            match stream.reader.next().await {
+                Ok(Some(Frame::Ended { .. })) => return gone(session).await,
+                Ok(Some(_)) => {}
+                Ok(None) | Err(_) => break,
+            }
+        }
+    }
+    gone(session).await
+}
+
+/// Waits until host and engine are gone.
+async fn gone(session: &Session) -> anyhow::Result<()> {
+    let until = Instant::now() + GONE_TIMEOUT;
+    loop {
+        let facts = session.facts();
+        let host_lives = HostLock::is_held(&session.dir);
+        if !facts.state.is_live() && !host_lives && facts.engine_pid.is_none() {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            anyhow::bail!(
+                "session {} was told to end, but is still there after {} s (host process {:?}, engine process {:?}); \
+                 its log is {}",
+                session.json.id,
+                GONE_TIMEOUT.as_secs(),
+                facts.host_pid,
+                facts.engine_pid,
+                session.dir.host_log().display()
+            );
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
 }

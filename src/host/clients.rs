@@ -169,6 +169,8 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
     if writer.send(&Frame::Welcome(welcome)).await.is_err() {
         return;
     }
+    // The session's end is said after its last record.
+    let mut last_word = None;
     loop {
         // Never cancelled: a replay that is being made must not be made again for each acknowledgement.
         let mut next = std::pin::pin!(cursor.next());
@@ -176,6 +178,7 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
             tokio::select! {
                 biased;
                 frame = side.recv() => match frame {
+                    Some(frame @ Frame::Ended { .. }) => last_word = Some(frame),
                     Some(frame) => {
                         if writer.send(&frame).await.is_err() {
                             return;
@@ -196,10 +199,17 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
     }
     // The host ends: its last words.
     let goodbye = async {
-        while let Some(frame) = side.recv().await {
-            writer.push(&frame);
+        while last_word.is_none() {
+            match side.recv().await {
+                Some(frame @ Frame::Ended { .. }) => last_word = Some(frame),
+                Some(frame) => writer.send(&frame).await?,
+                None => return Ok(()),
+            }
         }
-        writer.flush().await
+        match &last_word {
+            Some(frame) => writer.send(frame).await,
+            None => Ok(()),
+        }
     };
     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
 }

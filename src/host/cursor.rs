@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::log::Tail;
-use crate::journal::record::{Body, ClientId, Record};
+use crate::journal::record::{Body, ClientId, Note, Record};
 use crate::journal::{self, Item};
 use crate::link::{Hello, Resume};
 use crate::session::outputs::{Compactor, Limits};
@@ -31,6 +31,8 @@ pub(super) struct Cursor {
     skip: (u64, u32),
     disk: Option<journal::Reader>,
     hint: String,
+    /// The session's last record was handled: nothing follows.
+    over: bool,
 }
 
 /// One message for the client.
@@ -64,12 +66,16 @@ impl Cursor {
             skip: (seq, part),
             disk: None,
             hint: format!("`farside logs {session}`"),
+            over: false,
         }
     }
 
     /// What comes next; waits for it. `None`: the host ends. Cancelled, it goes on where it was.
     pub async fn next(&mut self) -> Option<Vec<Delivery>> {
         loop {
+            if self.over {
+                return None;
+            }
             if !self.tail.clone().wait_behind(self.seq).await {
                 return None;
             }
@@ -101,6 +107,7 @@ impl Cursor {
         record: Arc<Record>,
         to: &mut Vec<Delivery>,
     ) -> Option<(Arc<Record>, Replay)> {
+        self.over |= matches!(record.body, Body::Note(Note::SessionEnded { .. }));
         if let Body::Reply {
             client, channel, ..
         } = &record.body

@@ -118,7 +118,8 @@ pub(super) async fn run(
     lock: HostLock,
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
-    let config = crate::config::Config::load(&crate::config::Flags::default())?.config;
+    let settings = crate::config::Flags::from_pairs(&session.json.settings);
+    let config = crate::config::Config::load(&settings)?.config;
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
     let mut state = recovered

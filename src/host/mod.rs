@@ -17,6 +17,7 @@ mod lookup;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use crate::config::{Config, Flags};
 use crate::keeper::{EXIT_OTHER_HOST, HostArgs};
 use crate::state_dir::{HostLock, Session};
 
@@ -33,7 +34,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_ansi(false)
-        .with_env_filter(log_filter())
+        .with_env_filter(log_filter(&args))
         .init();
     match run(args) {
         Ok(code) => code,
@@ -44,9 +45,15 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-fn log_filter() -> tracing_subscriber::EnvFilter {
-    tracing_subscriber::EnvFilter::try_from_env("FARSIDE_LOG")
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"))
+/// The `log` setting, as far as it can be known: what is wrong with the settings is said later.
+fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
+    let flags = Session::open(&args.dirs.session_dir)
+        .map(|session| Flags::from_pairs(&session.json.settings))
+        .unwrap_or_default();
+    Config::load(&flags)
+        .ok()
+        .and_then(|loaded| tracing_subscriber::EnvFilter::try_new(loaded.config.log).ok())
+        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))
 }
 
 fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {

@@ -22,6 +22,8 @@ pub struct Wanted {
     pub engine: EngineSpec,
     /// The launcher's working directory.
     pub cwd: PathBuf,
+    /// Settings for a session that it starts.
+    pub settings: Vec<(String, String)>,
 }
 
 /// Why there is no session.
@@ -54,22 +56,31 @@ pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream),
             Err(error) => tracing::info!(%error, "not this session"),
         }
     }
-    let session = sessions.create(&guard, new_session(wanted, None, key))?;
+    let env = wanted
+        .engine
+        .environment_under_frontend(|name| std::env::var(name).ok());
+    let new = NewSession {
+        key,
+        settings: wanted.settings.clone(),
+        ..new_session(&wanted.engine, env, &wanted.cwd)
+    };
+    let session = sessions.create(&guard, new)?;
     let stream = reach::open(&session, hello).await?;
     Ok((session, stream))
 }
 
-/// What a new session with this engine is.
-pub fn new_session(wanted: &Wanted, name: Option<String>, key: Option<String>) -> NewSession {
-    let engine = &wanted.engine;
+/// A new session with this engine: no name, no key, no settings. `env`: what the engine's spec adds to the
+/// environment.
+pub fn new_session(engine: &EngineSpec, env: Vec<(String, String)>, cwd: &Path) -> NewSession {
     NewSession {
-        name,
+        name: None,
         engine: engine.name.clone(),
         argv: engine.argv.clone(),
-        env: engine.environment_under_frontend(|name| std::env::var(name).ok()),
+        env,
         interrupt_by_message: engine.interrupt_mode == crate::kernelspec::InterruptMode::Message,
-        cwd: wanted.cwd.clone(),
-        key,
+        cwd: cwd.to_owned(),
+        key: None,
+        settings: Vec::new(),
     }
 }
 

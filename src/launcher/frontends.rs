@@ -11,7 +11,7 @@ use super::Shared;
 use super::host_link::Outgoing;
 use super::subscriber;
 use crate::transport::{Incoming, Listener, Reader, Stream, Writer, handshake};
-use crate::wire::connection_file::{ConnectionFile, Socket};
+use crate::wire::connection_file::{ConnectionFile, Endpoint, Socket, Transport};
 use crate::wire::zmtp::{Limits, SocketType};
 use crate::wire::{Channel, Message, frame};
 
@@ -22,6 +22,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Replies that wait for a frontend which does not read them. Past it the connection is closed, as a ROUTER would
 /// drop: the frontend connects again, and attaches to what it missed.
 const PEER_BYTES_MAX: usize = 64 << 20;
+
+/// Where `farside connect` binds: for this machine only.
+const LOOPBACK: &str = "127.0.0.1";
 
 /// Where replies go: the connections by channel and identity.
 #[derive(Default)]
@@ -58,6 +61,38 @@ impl Sockets {
             listeners.push((socket, listener));
         }
         Ok(Self { listeners })
+    }
+
+    /// Binds free loopback ports; the connection file says which, with a fresh key.
+    pub async fn bind_free() -> Result<(Self, ConnectionFile), super::LaunchError> {
+        let mut listeners = Vec::new();
+        let mut ports = [0; Socket::ALL.len()];
+        for socket in Socket::ALL {
+            let any = Endpoint::Tcp {
+                host: LOOPBACK.to_owned(),
+                port: 0,
+            };
+            let failed = |source| super::LaunchError::Bind {
+                socket: socket.field(),
+                endpoint: any.clone(),
+                source,
+            };
+            let listener = Listener::bind(&any).await.map_err(failed)?;
+            if let Endpoint::Tcp { port, .. } = listener.local_endpoint().map_err(failed)? {
+                ports[socket as usize] = port.into();
+            }
+            listeners.push((socket, listener));
+        }
+        let file = ConnectionFile {
+            transport: Transport::Tcp,
+            ip: LOOPBACK.to_owned(),
+            ports,
+            key_text: uuid::Uuid::new_v4().to_string(),
+            kernel_name: None,
+            jupyter_session: None,
+            other: serde_json::Map::new(),
+        };
+        Ok((Self { listeners }, file))
     }
 
     /// Accepts and serves on all of them until it is dropped.

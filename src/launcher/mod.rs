@@ -114,21 +114,37 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
         ..hello("launcher")
     };
     let (session, stream) = choose(&wanted, &hello).await?;
-    serve(sockets, file.key(), session, stream, hello, Some(frontend)).await
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let until = async move {
+        interrupt.recv().await;
+    };
+    serve(
+        sockets,
+        file.key(),
+        session,
+        stream,
+        hello,
+        Some(frontend),
+        until,
+    )
+    .await
 }
 
-/// Serves a connection file on a session that others may have too: `farside connect` and `farside console`.
-pub async fn connect(
-    file: ConnectionFile,
+/// Serves free loopback ports on a session that others may have too (`farside connect` and `farside console`), until
+/// the session ends, a signal says to leave, or the future that `ready` gives is done. `ready` gets the connection
+/// file's contents as soon as clients can connect.
+pub async fn connect<F: Future<Output = ()>>(
     session: Session,
     kind: &str,
+    ready: impl FnOnce(&ConnectionFile) -> std::io::Result<F>,
 ) -> Result<(), LaunchError> {
-    let sockets = Sockets::bind(&file).await?;
     let hello = hello(kind);
     let stream = reach::open(&session, &hello)
         .await
         .map_err(ChoiceError::from)?;
-    serve(sockets, file.key(), session, stream, hello, None).await
+    let (sockets, file) = Sockets::bind_free().await?;
+    let until = ready(&file)?;
+    serve(sockets, file.key(), session, stream, hello, None, until).await
 }
 
 /// A client's first word, for replies only and without a claim.
@@ -154,6 +170,7 @@ async fn serve(
     stream: Stream,
     hello: Hello,
     frontend: Option<Frontend>,
+    until: impl Future<Output = ()>,
 ) -> Result<(), LaunchError> {
     let (requests, receiver) = mpsc::unbounded_channel();
     let session = Rc::new(session);
@@ -181,7 +198,6 @@ async fn serve(
     });
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
     let parent_gone = async {
         match &parent {
             Some(parent) if parent.wait().await.is_ok() => {}
@@ -208,7 +224,7 @@ async fn serve(
         }
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
-        _ = interrupt.recv() => {}
+        () = until => {}
         () = parent_gone => {}
     }
     // What is written goes out; a frontend that has gone is not waited for.

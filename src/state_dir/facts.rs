@@ -34,6 +34,9 @@ pub struct SessionJson {
     pub cwd: PathBuf,
     /// What brings a frontend back to this session.
     pub key: Option<String>,
+    /// Settings that it was created with, by flags or environment: every later host has them too.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
     /// When it was created.
     #[serde(with = "iso::micros")]
     pub created: Micros,
@@ -70,6 +73,7 @@ impl SessionJson {
             interrupt_by_message: false,
             cwd: PathBuf::new(),
             key: None,
+            settings: BTreeMap::new(),
             created,
             sockets: PathBuf::new(),
             version: String::new(),

@@ -36,7 +36,8 @@ pub fn ensure_private_dir(path: &Path) -> Result<(), StateError> {
     check_private_dir(path)
 }
 
-/// Refuses a folder that is a link, somebody else's, or open to others.
+/// Refuses a folder that is a link, somebody else's, or that others can write to. One that others can merely read
+/// (0755, as a plain `mkdir` makes it) is closed to them: nobody can have put anything into it.
 pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
     let meta = fs::symlink_metadata(path).map_err(StateError::io("look at", path))?;
     let refuse = |why: String, fix: String| {
@@ -70,11 +71,18 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
         );
     }
     let mode = meta.mode() & 0o7777;
-    if mode & 0o077 != 0 {
+    if mode & 0o022 != 0 {
         return refuse(
-            format!("is open to other users (mode {mode:04o})"),
-            format!("make it your own with `chmod 700 {}`", path.display()),
+            format!("can be written by other users (mode {mode:04o})"),
+            format!(
+                "see that nothing of theirs is in it, and make it your own with `chmod 700 {}`",
+                path.display()
+            ),
         );
+    }
+    if mode & 0o077 != 0 {
+        fs::set_permissions(path, fs::Permissions::from_mode(0o700))
+            .map_err(StateError::io("set the permissions of", path))?;
     }
     Ok(())
 }

@@ -32,6 +32,7 @@ fn new(name: Option<&str>, key: Option<&str>) -> NewSession {
         interrupt_by_message: false,
         cwd: PathBuf::from("/"),
         key: key.map(str::to_owned),
+        settings: vec![("idle_timeout".to_owned(), "2h".to_owned())],
     }
 }
 
@@ -106,12 +107,21 @@ fn folders_that_are_not_ours_alone_are_refused() {
     let run = folder.path().join("run");
     let open = folder.path().join("open");
     fs::create_dir(&open).unwrap();
-    fs::set_permissions(&open, fs::Permissions::from_mode(0o750)).unwrap();
-    let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
-    assert!(
-        error.contains("mode 0750") && error.contains("chmod 700"),
-        "{error}"
-    );
+    // Whoever could write may have left something there.
+    for mode in [0o770, 0o720, 0o702, 0o1777] {
+        fs::set_permissions(&open, fs::Permissions::from_mode(mode)).unwrap();
+        let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("mode {mode:04o}")) && error.contains("chmod 700"),
+            "{error}"
+        );
+    }
+    // Whoever could only read cannot; from now on he cannot do that either.
+    for readable in [0o755, 0o750, 0o701] {
+        fs::set_permissions(&open, fs::Permissions::from_mode(readable)).unwrap();
+        Sessions::open_at(&open, &run).unwrap();
+        assert_eq!(mode(&open), 0o700);
+    }
 
     let link = folder.path().join("link");
     let real = folder.path().join("real");

@@ -124,14 +124,29 @@ fn a_state_folder_of_others_is_refused() {
     use std::os::unix::fs::PermissionsExt as _;
     let sandbox = Sandbox::new();
     sandbox.ended("aaaa1111", "one", NOON, "stopped");
-    let open = std::fs::Permissions::from_mode(0o755);
+    let open = std::fs::Permissions::from_mode(0o775);
     std::fs::set_permissions(sandbox.path("state"), open).unwrap();
     assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
     exit 4
     --- stdout
     --- stderr
-    error: [SANDBOX]/state: is open to other users (mode 0755); make it your own with `chmod 700 [SANDBOX]/state`
+    error: [SANDBOX]/state: can be written by other users (mode 0775); see that nothing of theirs is in it, and make it your own with `chmod 700 [SANDBOX]/state`
     ");
+}
+
+#[test]
+fn a_state_folder_that_others_can_read_is_closed_to_them() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let sandbox = Sandbox::new();
+    sandbox.ended("aaaa1111", "one", NOON, "stopped");
+    let open = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(sandbox.path("state"), open).unwrap();
+    assert_eq!(sandbox.run(&["ls", "--all"]).code, 0);
+    let mode = std::fs::metadata(sandbox.path("state"))
+        .unwrap()
+        .permissions()
+        .mode();
+    assert_eq!(mode & 0o777, 0o700);
 }
 
 #[test]
