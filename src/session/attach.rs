@@ -9,18 +9,12 @@ use serde_json::{Value, json};
 use super::core::{Core, Lookup};
 use super::event::{PastExecution, Query, Selector};
 use super::state::{Asked, Attachment};
-use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
+use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Note};
 use crate::wire::{Channel, Message};
 
 impl Core {
     pub(super) fn attach(&mut self, client: ClientId, message: Message, selector: Selector) {
-        let asked = Asked::new(client, Channel::Shell, &message);
-        self.emit(Body::Request {
-            channel: Channel::Shell,
-            client,
-            execution: 0,
-            message,
-        });
+        let asked = self.wait(client, Channel::Shell, message);
         let live = match &selector {
             Selector::Latest => self.state.running().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
@@ -39,6 +33,11 @@ impl Core {
         let Some(execution) = self.state.live.get(&n) else {
             return;
         };
+        if !self.state.clients.contains_key(&asked.client) {
+            // It left while the journal was looked into.
+            self.refuse_with(asked, "Detached", "its frontend had gone; attach again");
+            return;
+        }
         let (first_seq, waiting) = (
             execution.first_seq,
             execution.state == ExecutionState::WaitingInput,
@@ -97,10 +96,25 @@ impl Core {
 
     /// Whether a request waits for a look-up of ours rather than for the engine.
     pub(super) fn is_looked_up(&self, asked: &Asked) -> bool {
-        self.lookups.values().any(|lookup| {
-            let (Lookup::Attach(other) | Lookup::History(other) | Lookup::List(other)) = lookup;
-            other.header == asked.header
-        })
+        self.lookups.values().any(|lookup| lookup.asked() == asked)
+    }
+
+    /// Whether a request waits for an execution that it is attached to.
+    pub(super) fn is_attached(&self, asked: &Asked) -> bool {
+        self.state
+            .attachments
+            .iter()
+            .any(|attachment| attachment.asked == *asked)
+    }
+
+    /// A client leaves, and with it go its attachments. What ends them it reads only if it comes back after all.
+    pub(super) fn end_attachments_of(&mut self, client: ClientId) {
+        let error = super::engine::error_content("Detached", "its frontend had gone; attach again");
+        for attachment in self.state.attachments.clone() {
+            if attachment.asked.client == client {
+                self.end_attachment(&attachment, &error);
+            }
+        }
     }
 }
 

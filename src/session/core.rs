@@ -4,23 +4,22 @@
 //! magics, the engine's lifecycle. Refuses to know: sockets, files, tasks.
 //!
 //! Invariants: every message to a frontend is an [`Effect::Record`] first (append before publish); each request
-//! that expects a reply gets exactly one; all durable state changes through [`State::apply`], on records.
+//! that expects a reply gets exactly one, and is in the journal as pending until then, so that the next host knows of
+//! it; all durable state changes through [`State::apply`], on records; nothing follows the session's end.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashMap, HashSet};
 
 use serde_json::{Value, json};
 
+use super::adoption::Adoption;
 use super::event::{Effect, Event};
 use super::ids::Ids;
-use super::state::{Asked, RequestName, State};
+use super::state::{Asked, State};
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
-
-/// How many requests' msg_ids are remembered to know one that is sent again after the link was lost.
-const SEEN_MAX: usize = 8192;
 
 /// What never changes in a session.
 #[derive(Debug, Clone)]
@@ -77,6 +76,13 @@ pub(super) enum Lookup {
     List(Asked),
 }
 
+impl Lookup {
+    pub(super) fn asked(&self) -> &Asked {
+        let (Self::Attach(asked) | Self::History(asked) | Self::List(asked)) = self;
+        asked
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -89,27 +95,13 @@ pub struct Core {
     effects: Vec<Effect>,
     /// For the engine once it is connected.
     pub(super) outbox: Vec<(Channel, Message)>,
-    /// kernel_info_requests that came before the engine answered its first.
-    pub(super) awaiting_info: Vec<Asked>,
     /// Our own kernel_info_requests to the engine: what belongs to them goes to no frontend.
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
     pub(super) lookups: HashMap<u64, Lookup>,
     next_lookup: u64,
-    seen: HashSet<(ClientId, RequestName)>,
-    seen_order: VecDeque<(ClientId, RequestName)>,
     journal_failing: bool,
-}
-
-/// The probe that tells when an adopted engine has done all that was sent before.
-#[derive(Debug)]
-pub(super) struct Adoption {
-    pub(super) probe: String,
-    /// The seq at which it was adopted: later executions went to it over our own sockets.
-    pub(super) at: u64,
-    pub(super) replied: bool,
-    pub(super) idle: bool,
 }
 
 impl Core {
@@ -132,13 +124,10 @@ impl Core {
             next_seq,
             effects: Vec::new(),
             outbox: Vec::new(),
-            awaiting_info: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
             lookups: HashMap::new(),
             next_lookup: 0,
-            seen: HashSet::new(),
-            seen_order: VecDeque::new(),
             journal_failing: false,
         }
     }
@@ -146,12 +135,17 @@ impl Core {
     /// Takes one event in at wall time `now`; the effects are to be carried out in order.
     pub fn handle(&mut self, event: Event, now: Micros) -> Vec<Effect> {
         self.now = now;
+        if self.state.ended.is_some() {
+            self.after_the_end(event);
+            return std::mem::take(&mut self.effects);
+        }
         match event {
             Event::ClientAttached { client, kind, pid } => {
                 self.note(Note::ClientAttached { client, kind, pid })
             }
             Event::ClientDetached { client, why } => {
                 if self.state.clients.contains_key(&client) {
+                    self.end_attachments_of(client);
                     self.note(Note::ClientDetached { client, why });
                 }
             }
@@ -161,7 +155,9 @@ impl Core {
                 message,
                 again,
             } => {
-                if self.is_new(client, &message, again) {
+                if again && self.state.has_seen(&Asked::new(client, channel, &message)) {
+                    tracing::debug!("a request that was here before; ignored");
+                } else {
                     self.on_request(client, channel, message);
                 }
             }
@@ -200,9 +196,19 @@ impl Core {
                     until: now,
                     why,
                 });
+                // A host that comes after us must not go on from what the journal had before.
+                self.note_checkpoint();
             }
         }
         std::mem::take(&mut self.effects)
+    }
+
+    /// Nothing follows the session's end, but who asks on the command line gets an answer.
+    fn after_the_end(&mut self, event: Event) {
+        if let Event::Command { id, client, .. } = event {
+            let answer = json!({ "ok": false, "error": "the session has ended" });
+            self.effect(Effect::Reply { id, client, answer });
+        }
     }
 
     /// The first records of a host: of a session that begins here, and of every host.
@@ -216,6 +222,7 @@ impl Core {
         }
         let version = self.facts.version.clone();
         self.note(Note::HostStarted { pid, version });
+        self.take_over();
         if self.state.generation == 0 {
             self.start_engine();
         }
@@ -225,10 +232,16 @@ impl Core {
     /// The state as a record that recovery can begin at.
     pub fn checkpoint(&mut self, now: Micros) -> Vec<Effect> {
         self.now = now;
+        if self.state.ended.is_none() {
+            self.note_checkpoint();
+        }
+        std::mem::take(&mut self.effects)
+    }
+
+    fn note_checkpoint(&mut self) {
         // Serializing our own maps of strings and numbers cannot fail.
         let state = serde_json::to_value(&self.state).unwrap_or(Value::Null);
         self.note(Note::Checkpoint { state });
-        std::mem::take(&mut self.effects)
     }
 
     /// What the records say.
@@ -259,10 +272,10 @@ impl Core {
         }
     }
 
-    /// Whether the engine was asked for a sign of life and none came yet; to be asked again after a while, for the
-    /// first answer may have come before our subscription.
+    /// Whether the engine was asked for a sign of life and none came yet; `EngineConnected` is to be said again after
+    /// a while, for the first answer may have come before our subscription.
     pub fn awaits_engine(&self) -> bool {
-        self.engine == Engine::Probing
+        self.engine == Engine::Probing || self.adopted.is_some()
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
@@ -397,33 +410,6 @@ impl Core {
         self.lookups.insert(self.next_lookup, lookup);
         let id = self.next_lookup;
         self.effect(Effect::Query(id, query));
-    }
-
-    /// Whether a request is to be handled. A launcher sends again what was not acknowledged on a lost link, and that
-    /// may have been here. Only then does the msg_id decide: jupyter_client gives the same one to requests of
-    /// different sockets.
-    fn is_new(&mut self, client: ClientId, message: &Message, again: bool) -> bool {
-        let Ok(header) = message.header() else {
-            return false;
-        };
-        let name = RequestName::of(&header);
-        let known = again
-            && (self.seen.contains(&(client, name.clone()))
-                || self.state.pending.contains_key(&name)
-                || self.state.execution_of(&header).is_some());
-        if known {
-            tracing::debug!(msg_id = %header.msg_id, "a request that was here before; ignored");
-            return false;
-        }
-        if self.seen.insert((client, name.clone())) {
-            self.seen_order.push_back((client, name));
-        }
-        if self.seen_order.len() > SEEN_MAX
-            && let Some(oldest) = self.seen_order.pop_front()
-        {
-            self.seen.remove(&oldest);
-        }
-        true
     }
 
     fn on_journal_failed(&mut self, why: &str) {

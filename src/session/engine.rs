@@ -2,10 +2,10 @@
 
 use serde_json::{Value, json};
 
-use super::core::{Adoption, Core, Engine, Then};
+use super::core::{Core, Engine, Then};
 use super::event::Effect;
 use super::state::{Asked, RequestName, is_idle};
-use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Micros, Note, ProcessEnd};
+use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Note, ProcessEnd};
 use crate::wire::message::with_session_id;
 use crate::wire::{Channel, Message};
 
@@ -21,6 +21,14 @@ impl Core {
             return;
         }
         let adopted = self.adopted.is_some();
+        if self
+            .adopted
+            .as_ref()
+            .is_some_and(|adoption| adoption.awaits_reply())
+        {
+            // It is busy, and will come to the probe that it has.
+            return;
+        }
         if self.engine != Engine::Connected {
             self.engine = Engine::Probing;
         }
@@ -28,7 +36,7 @@ impl Core {
         if let Ok(header) = probe.header() {
             let msg_id = header.msg_id.into_owned();
             if let Some(adoption) = &mut self.adopted {
-                adoption.probe.clone_from(&msg_id);
+                adoption.probed(&msg_id);
             }
             self.probes.insert(msg_id);
         }
@@ -62,7 +70,7 @@ impl Core {
         let parent = message.parent();
         let n = parent
             .as_ref()
-            .and_then(|parent| self.state.execution_of(parent))
+            .and_then(|parent| self.state.execution_of(parent, channel))
             .unwrap_or(0);
         if let Some(probe) = parent
             .as_ref()
@@ -85,6 +93,14 @@ impl Core {
     fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message) {
         if msg_type == "iopub_welcome" {
             // To us as its subscriber; each frontend gets one of its own.
+            return;
+        }
+        if matches!(self.engine, Engine::Stopping(_))
+            && msg_type == "status"
+            && !self.state.live.contains_key(&n)
+        {
+            // What it was asked was answered in its place already, with an idle; and of its own shutdown_request
+            // nobody knows.
             return;
         }
         let queued = self
@@ -117,7 +133,7 @@ impl Core {
         let asked = match self.state.live.get(&n) {
             Some(execution) if execution.reply.is_none() => Some(&execution.asked),
             Some(_) => None,
-            None => request.and_then(|request| self.state.pending.get(request)),
+            None => request.and_then(|request| self.state.pending_of(request, channel)),
         };
         let Some(Asked {
             client, identities, ..
@@ -149,7 +165,7 @@ impl Core {
         let asked = match self.state.live.get(&n) {
             Some(execution) => Some(execution.asked.clone()),
             None => request
-                .and_then(|request| self.state.pending.get(request))
+                .and_then(|request| self.state.pending_of(request, Channel::Stdin))
                 .cloned(),
         };
         let content = serde_json::from_slice(&message.content).unwrap_or(Value::Null);
@@ -197,72 +213,20 @@ impl Core {
             && let Ok(info) = serde_json::from_slice::<Value>(&message.content)
         {
             let generation = self.state.generation;
-            if self.state.info.as_ref() != Some(&info) || !self.awaiting_info.is_empty() {
+            if self.state.info.as_ref() != Some(&info) {
                 self.note(Note::EngineReady { generation, info });
             }
-            for asked in std::mem::take(&mut self.awaiting_info) {
-                self.answer_kernel_info(&asked);
+            for asked in self.pending_requests() {
+                if asked.is_of_type("kernel_info_request") {
+                    self.answer_kernel_info(&asked);
+                }
             }
         }
         let idle = msg_type == "status" && is_idle(&message.content);
-        if let Some(adoption) = self
-            .adopted
-            .as_mut()
-            .filter(|adoption| adoption.probe == probe)
-        {
-            adoption.idle |= idle;
-            adoption.replied |= channel == Channel::Shell;
-            if adoption.idle && adoption.replied {
-                let adopted_at = adoption.at;
-                self.adopted = None;
-                self.settle_after_gap(adopted_at);
-            }
-        }
+        self.on_adoption_probe(probe, channel == Channel::Shell, idle);
     }
 
-    /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
-    fn settle_after_gap(&mut self, adopted_at: u64) {
-        for n in self.state.live.keys().copied().collect::<Vec<_>>() {
-            let Some(execution) = self.state.live.get(&n) else {
-                continue;
-            };
-            if execution.first_seq >= adopted_at {
-                continue;
-            }
-            let (asked, state) = (execution.asked.clone(), execution.state);
-            if !execution.idle {
-                let header = asked.header.clone();
-                self.publish(
-                    None,
-                    n,
-                    "status",
-                    &header,
-                    &json!({ "execution_state": "idle" }),
-                );
-            }
-            let execution = &self.state.live[&n];
-            if execution.reply.is_none() {
-                let why = "its end fell into a gap in which no host was there to read it";
-                let (end, content) = if state == ExecutionState::Queued || !execution.idle {
-                    (ExecutionState::Lost, error_content("ExecutionLost", why))
-                } else if execution.failed {
-                    (ExecutionState::Error, error_content("ExecutionLost", why))
-                } else {
-                    (
-                        ExecutionState::Ok,
-                        json!({ "status": "ok", "execution_count": self.state.execution_count,
-                        "payload": [], "user_expressions": {} }),
-                    )
-                };
-                self.reply(&asked, n, "execute_reply", &content);
-                self.finish(n, end, Some(why.into()));
-            } else {
-                self.finish_if_done(n);
-            }
-        }
-    }
-
-    fn finish_if_done(&mut self, n: ExecutionNumber) {
+    pub(super) fn finish_if_done(&mut self, n: ExecutionNumber) {
         let Some(execution) = self.state.live.get(&n) else {
             return;
         };
@@ -271,7 +235,9 @@ impl Core {
         };
         let state = match (reply_status(reply), execution.interrupted) {
             (Some("ok"), _) => ExecutionState::Ok,
-            (Some("aborted" | "abort"), _) => ExecutionState::Aborted,
+            (Some("aborted"), _) => ExecutionState::Aborted,
+            // A reply too large for recovery: only what the outputs said is known of it.
+            (None, _) if !execution.failed => ExecutionState::Ok,
             (_, true) => ExecutionState::Interrupted,
             (_, false) => ExecutionState::Error,
         };
@@ -281,7 +247,12 @@ impl Core {
     }
 
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.
-    fn finish(&mut self, n: ExecutionNumber, state: ExecutionState, reason: Option<String>) {
+    pub(super) fn finish(
+        &mut self,
+        n: ExecutionNumber,
+        state: ExecutionState,
+        reason: Option<String>,
+    ) {
         let reply = self
             .state
             .live
@@ -302,9 +273,13 @@ impl Core {
         if generation <= self.state.generation && self.state.engine_pid.is_some() {
             return;
         }
-        self.engine_gone(&why);
-        for asked in std::mem::take(&mut self.awaiting_info) {
-            self.refuse(&asked, &why);
+        match std::mem::replace(&mut self.engine, Engine::Absent { why: None }) {
+            Engine::Stopping(Then::End(reason)) => self.ended(reason),
+            Engine::Absent { .. }
+            | Engine::Starting
+            | Engine::Probing
+            | Engine::Connected
+            | Engine::Stopping(Then::Restart) => self.engine_gone(&why),
         }
     }
 
@@ -322,24 +297,20 @@ impl Core {
             end,
             why: why.clone(),
         });
-        self.outbox.clear();
         self.probes.clear();
         self.adopted = None;
         match std::mem::replace(&mut self.engine, Engine::Absent { why: None }) {
+            // The outbox holds what came since the restart was asked for: it is for the new one.
             Engine::Stopping(Then::Restart) => self.start_engine(),
             Engine::Stopping(Then::End(reason)) => self.ended(reason),
             Engine::Absent { .. } | Engine::Starting | Engine::Probing | Engine::Connected => {
-                let text = format!("the engine {why}");
-                self.engine_gone(&text);
-                for asked in std::mem::take(&mut self.awaiting_info) {
-                    self.refuse(&asked, &text);
-                }
+                self.engine_gone(&format!("the engine {why}"));
             }
         }
     }
 
     /// The engine is not there although it should be: all who wait for it hear so.
-    fn engine_gone(&mut self, why: &str) {
+    pub(super) fn engine_gone(&mut self, why: &str) {
         self.engine = Engine::Absent {
             why: Some(why.to_owned()),
         };
@@ -347,11 +318,12 @@ impl Core {
         let ename = "EngineDied";
         let evalue =
             format!("{why}. Its variables are gone; the next execution starts a new engine.");
-        self.fail_all(ename, &evalue, ExecutionState::Error);
+        self.fail_executions(ename, &evalue, ExecutionState::Error);
+        self.fail_pending(ename, &evalue, |_| true);
     }
 
-    /// Ends everything that waits for the engine with an error; `running` is the state of what ran.
-    pub(super) fn fail_all(&mut self, ename: &str, evalue: &str, running: ExecutionState) {
+    /// Ends every execution with an error; `running` is the state of what ran.
+    pub(super) fn fail_executions(&mut self, ename: &str, evalue: &str, running: ExecutionState) {
         let error = error_content(ename, evalue);
         for n in self.state.live.keys().copied().collect::<Vec<_>>() {
             let Some(execution) = self.state.live.get(&n) else {
@@ -392,61 +364,41 @@ impl Core {
                 (false, false) => self.finish(n, running, Some(evalue.to_owned())),
             }
         }
-        let attached: Vec<_> = self
-            .state
-            .attachments
-            .iter()
-            .map(|attachment| attachment.asked.header.clone())
-            .collect();
-        for asked in self.state.pending.clone().into_values() {
-            if !attached.contains(&asked.header) && !self.is_looked_up(&asked) {
-                self.refuse_with(&asked, &error);
+    }
+
+    /// Answers those of the other requests that wait for the engine with an error.
+    pub(super) fn fail_pending(
+        &mut self,
+        ename: &str,
+        evalue: &str,
+        which: impl Fn(&Asked) -> bool,
+    ) {
+        for asked in self.pending_requests() {
+            if which(&asked) && !self.is_attached(&asked) && !self.is_looked_up(&asked) {
+                self.refuse_with(&asked, ename, evalue);
             }
         }
     }
 
-    /// Answers a request that no engine can answer.
-    pub(super) fn refuse(&mut self, asked: &Asked, why: &str) {
-        self.refuse_with(asked, &error_content("EngineDied", why));
+    /// All requests but executions that wait for their replies.
+    pub(super) fn pending_requests(&self) -> Vec<Asked> {
+        self.state.pending.values().flatten().cloned().collect()
     }
 
-    fn refuse_with(&mut self, asked: &Asked, error: &Value) {
+    /// Answers a request that no engine can answer.
+    pub(super) fn refuse(&mut self, asked: &Asked, why: &str) {
+        self.refuse_with(asked, "EngineDied", why);
+    }
+
+    pub(super) fn refuse_with(&mut self, asked: &Asked, ename: &str, evalue: &str) {
+        let error = error_content(ename, evalue);
         let Ok(header) = serde_json::from_str::<crate::wire::Header<'_>>(&asked.header) else {
             return;
         };
         let reply_type = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
         self.status(asked, "busy");
-        self.reply(asked, 0, &reply_type, error);
-        self.status(asked, "idle");
-    }
-
-    pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
-        self.engine = Engine::Starting;
-        self.adopted = Some(Adoption {
-            probe: String::new(),
-            at: self.next_seq(),
-            replied: false,
-            idle: false,
-        });
-        self.note(Note::Gap {
-            from: gap_from,
-            until: self.now,
-            why: why.clone(),
-        });
-        if let Some((n, execution)) = self.state.running() {
-            let header = execution.asked.header.clone();
-            let gap_ms = self.now.saturating_sub(gap_from) / 1000;
-            let text = format!(
-                "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
-            );
-            self.publish(
-                None,
-                n,
-                "stream",
-                &header,
-                &json!({ "name": "stderr", "text": text }),
-            );
-        }
+        self.reply(asked, 0, &reply_type, &error);
+        self.answered(asked);
     }
 }
 

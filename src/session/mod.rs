@@ -3,6 +3,7 @@
 //! [`core`] is the state machine, [`state`] what it remembers (a fold over the journal's records), [`view`] what one
 //! client sees of the records, [`outputs`] what a replay shows, [`magic`] the commands of `%farside`.
 
+mod adoption;
 mod attach;
 pub mod core;
 mod engine;

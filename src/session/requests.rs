@@ -36,12 +36,13 @@ impl Core {
                     let why = why.clone();
                     self.refuse(&asked, &why);
                 } else {
-                    self.awaiting_info.push(asked);
+                    // Until the engine has answered its first.
+                    self.wait(client, channel, message);
                 }
             }
             (Channel::Shell, "execute_request") => self.on_execute(client, message),
             (Channel::Shell, "farside_list_request") => {
-                let asked = Asked::new(client, channel, &message);
+                let asked = self.wait(client, channel, message);
                 self.lookup(Lookup::List(asked), Query::History { limit: LIST_MAX });
             }
             (_, "shutdown_request") => {
@@ -53,6 +54,18 @@ impl Core {
         }
     }
 
+    /// Records a request that gets its reply later.
+    pub(super) fn wait(&mut self, client: ClientId, channel: Channel, message: Message) -> Asked {
+        let asked = Asked::new(client, channel, &message);
+        self.emit(Body::Request {
+            channel,
+            client,
+            execution: 0,
+            message,
+        });
+        asked
+    }
+
     fn on_execute(&mut self, client: ClientId, message: Message) {
         let code = serde_json::from_slice::<ExecuteRequest<'_>>(&message.content)
             .map(|request| request.code);
@@ -60,7 +73,7 @@ impl Core {
             && let Some(command) = magic::command_in(code)
         {
             let asked = Asked::new(client, Channel::Shell, &message);
-            self.on_magic(asked, message.clone(), command);
+            self.on_magic(asked, message, command);
             return;
         }
         if let Some(selector) = wanted_attachment(&message.metadata) {
@@ -109,12 +122,7 @@ impl Core {
             return;
         }
         let engine_message = for_engine(&message);
-        self.emit(Body::Request {
-            channel,
-            client,
-            execution: 0,
-            message,
-        });
+        self.wait(client, channel, message);
         self.ask_engine(channel, engine_message);
     }
 
@@ -175,12 +183,12 @@ impl Core {
 
     /// A new engine; what waits for the old one hears of it.
     pub(super) fn restart(&mut self) {
-        let reason = "the engine was restarted";
         match self.engine {
             Engine::Absent { .. } => self.start_engine(),
+            // It will be as new as it can be.
+            Engine::Starting if self.state.engine_pid.is_none() => self.fail_for_restart(),
             Engine::Starting | Engine::Probing | Engine::Connected => {
-                self.outbox.clear();
-                self.fail_all("EngineRestarted", reason, ExecutionState::Aborted);
+                self.fail_for_restart();
                 self.engine = Engine::Stopping(Then::Restart);
                 self.effect(Effect::StopEngine {
                     now: false,
@@ -189,6 +197,16 @@ impl Core {
             }
             Engine::Stopping(_) => {}
         }
+    }
+
+    fn fail_for_restart(&mut self) {
+        let (ename, evalue) = ("EngineRestarted", "the engine was restarted");
+        self.outbox.clear();
+        self.fail_executions(ename, evalue, ExecutionState::Aborted);
+        // Those that wait for the first kernel_info get it of the new engine.
+        self.fail_pending(ename, evalue, |asked| {
+            !asked.is_of_type("kernel_info_request")
+        });
     }
 
     /// Ends the session: first the engine, then the rest.
@@ -212,7 +230,9 @@ impl Core {
             return;
         }
         let evalue = format!("the session has ended ({reason})");
-        self.fail_all("SessionEnded", &evalue, ExecutionState::Interrupted);
+        self.lookups.clear();
+        self.fail_executions("SessionEnded", &evalue, ExecutionState::Interrupted);
+        self.fail_pending("SessionEnded", &evalue, |_| true);
         self.note(Note::SessionEnded { reason });
         self.effect(Effect::End);
     }
@@ -235,6 +255,16 @@ impl Core {
             tracing::debug!("an input_reply that the engine does not wait for");
             return;
         };
+        // Who answers a question that somebody else has answered does not answer the next one. (JupyterLab says what
+        // it answers; jupyter_client does not.)
+        let stale = message.parent().is_some_and(|parent| {
+            parent.msg_type == "input_request"
+                && !input.msg_ids.iter().any(|id| *id == parent.msg_id)
+        });
+        if stale {
+            tracing::debug!("an input_reply to an earlier question");
+            return;
+        }
         let engine_message = for_engine(&message);
         self.emit(Body::Request {
             channel: Channel::Stdin,
@@ -253,6 +283,7 @@ impl Core {
             Err(usage) => self.magic_error(&asked, "FarsideUsageError", &usage),
             Ok(Magic::Attach(selector)) => self.attach(asked.client, message, selector),
             Ok(Magic::History) => {
+                let asked = self.wait(asked.client, Channel::Shell, message);
                 self.lookup(Lookup::History(asked), Query::History { limit: LIST_MAX })
             }
             Ok(Magic::Status) => {
@@ -326,12 +357,7 @@ impl Core {
                 self.magic_error(&asked, "JournalError", &why);
             }
             (Lookup::List(asked), Answer::Failed(why)) => {
-                self.reply(
-                    &asked,
-                    0,
-                    "farside_list_reply",
-                    &error_content("JournalError", &why),
-                );
+                self.refuse_with(&asked, "JournalError", &why);
             }
             (Lookup::Attach(_), Answer::History { .. })
             | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {

@@ -4,6 +4,7 @@
 //! new host applies the records of a dead one. Both so end with the same state.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +19,10 @@ const RECENT_EXECUTIONS_MAX: usize = 4096;
 /// How many unanswered requests are remembered. Past it the oldest is forgotten and its reply will be dropped: a
 /// frontend that sends so many requests which the engine never answers has long given up on them.
 const PENDING_MAX: usize = 16_384;
+
+/// How many requests are remembered to know one that is sent again after a lost link. A launcher sends again only
+/// what was not acknowledged, and acknowledgements follow within one turn of the host.
+const SEEN_MAX: usize = 2048;
 
 /// See the module.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -39,10 +44,13 @@ pub struct State {
     /// Their and the last ended ones' msg_ids.
     recent: VecDeque<(String, ExecutionNumber)>,
     #[serde(skip)]
-    by_msg_id: HashMap<String, ExecutionNumber>,
-    /// Requests other than executions that wait for a reply.
-    pub pending: BTreeMap<RequestName, Asked>,
+    by_msg_id: HashMap<String, Vec<ExecutionNumber>>,
+    /// Requests other than executions that wait for a reply, those of one name in the order they came in.
+    pub pending: BTreeMap<RequestName, Vec<Asked>>,
     pending_order: VecDeque<RequestName>,
+    /// Fingerprints of the last requests. Not stable over Rust's releases: after an update one could be handled
+    /// twice, if a host died within milliseconds of getting it.
+    seen: VecDeque<u64>,
     /// Who gets whose outputs.
     pub attachments: Vec<Attachment>,
     /// The engine waits for an input_reply.
@@ -130,6 +138,8 @@ pub struct PendingInput {
     pub n: ExecutionNumber,
     /// Content of the input_request, JSON text.
     pub content: String,
+    /// The msg_ids under which it was sent to frontends.
+    pub msg_ids: Vec<String>,
 }
 
 /// Somebody on the link.
@@ -154,10 +164,10 @@ impl State {
             } => self.apply_request(record, *channel, *client, *execution, message),
             Body::Reply {
                 channel,
+                client,
                 execution,
                 message,
-                ..
-            } => self.apply_reply(*channel, *execution, message),
+            } => self.apply_reply(*client, *channel, *execution, message),
             Body::Iopub {
                 client: None,
                 execution,
@@ -168,17 +178,50 @@ impl State {
         }
     }
 
-    /// The execution that this header began, live or recently ended.
-    pub fn execution_of(&self, request: &Header<'_>) -> Option<ExecutionNumber> {
-        if request.msg_type != "execute_request" {
+    /// The execution that a message of the engine with this parent_header belongs to, live or recently ended. Where
+    /// several have one msg_id (two clients of one jupyter_client manager), the engine works them off in order.
+    pub fn execution_of(&self, parent: &Header<'_>, channel: Channel) -> Option<ExecutionNumber> {
+        if parent.msg_type != "execute_request" {
             return None;
         }
-        self.execution_of_id(&request.msg_id)
+        let candidates = self.by_msg_id.get(parent.msg_id.as_ref())?;
+        let awaits = |n: &&ExecutionNumber| {
+            self.live.get(n).is_some_and(|execution| match channel {
+                Channel::Shell | Channel::Control => execution.reply.is_none(),
+                Channel::Iopub | Channel::Stdin => !execution.idle,
+            })
+        };
+        candidates
+            .iter()
+            .find(awaits)
+            .or(candidates.last())
+            .copied()
     }
 
-    /// The execution of a msg_id, live or recently ended.
+    /// The last execution of a msg_id, live or recently ended.
     pub fn execution_of_id(&self, msg_id: &str) -> Option<ExecutionNumber> {
-        self.by_msg_id.get(msg_id).copied()
+        self.by_msg_id.get(msg_id)?.last().copied()
+    }
+
+    /// The request of this name, of those that wait the longest-waiting one, that a reply on `channel` answers.
+    pub fn pending_of(&self, name: &RequestName, channel: Channel) -> Option<&Asked> {
+        let asked = self.pending.get(name)?;
+        asked
+            .iter()
+            .find(|asked| asked.channel == channel)
+            .or(asked.first())
+    }
+
+    /// Whether this request waits for its reply.
+    pub fn is_pending(&self, asked: &Asked) -> bool {
+        self.pending
+            .get(&RequestName::of_text(&asked.header))
+            .is_some_and(|pending| pending.contains(asked))
+    }
+
+    /// Whether this request was here already: the same from the same socket.
+    pub fn has_seen(&self, asked: &Asked) -> bool {
+        self.seen.contains(&asked.fingerprint())
     }
 
     /// The first execution that the engine works on.
@@ -199,7 +242,9 @@ impl State {
     /// The state that a checkpoint says; `None` where it is not one of ours.
     pub fn from_checkpoint(checkpoint: &serde_json::Value) -> Option<Self> {
         let mut state: Self = serde_json::from_value(checkpoint.clone()).ok()?;
-        state.by_msg_id = state.recent.iter().cloned().collect();
+        for (msg_id, n) in &state.recent {
+            state.by_msg_id.entry(msg_id.clone()).or_default().push(*n);
+        }
         Some(state)
     }
 
@@ -212,35 +257,36 @@ impl State {
         message: &Message,
     ) {
         let Ok(header) = message.header() else { return };
-        let (msg_id, is_input) = (
-            header.msg_id.clone().into_owned(),
-            header.msg_type == "input_reply",
-        );
+        let msg_id = header.msg_id.clone().into_owned();
+        let asked = Asked::new(client, channel, message);
+        self.saw(&asked);
         if channel == Channel::Stdin {
-            if is_input {
+            if header.msg_type == "input_reply" {
                 self.input = None;
             }
             return;
         }
-        let asked = Asked::new(client, channel, message);
         if n == 0 {
-            let name = RequestName::of(&header);
-            self.pending_order.push_back(name.clone());
-            self.pending.insert(name, asked);
-            while self.pending_order.len() > PENDING_MAX {
-                if let Some(oldest) = self.pending_order.pop_front() {
-                    self.pending.remove(&oldest);
-                }
+            // What is no request (comm_msg) gets no reply.
+            if header.msg_type.ends_with("_request") {
+                self.push_pending(RequestName::of(&header), asked);
             }
             return;
         }
         self.last_n = self.last_n.max(n);
         self.last_activity = record.time;
         self.recent.push_back((msg_id.clone(), n));
-        self.by_msg_id.insert(msg_id.clone(), n);
-        while self.recent.len() > RECENT_EXECUTIONS_MAX {
-            if let Some((oldest, _)) = self.recent.pop_front() {
-                self.by_msg_id.remove(&oldest);
+        self.by_msg_id.entry(msg_id.clone()).or_default().push(n);
+        while self.recent.len() > RECENT_EXECUTIONS_MAX
+            && let Some((msg_id, oldest)) = self.recent.front().cloned()
+            && !self.live.contains_key(&oldest)
+        {
+            self.recent.pop_front();
+            if let Some(numbers) = self.by_msg_id.get_mut(&msg_id) {
+                numbers.retain(|n| *n != oldest);
+                if numbers.is_empty() {
+                    self.by_msg_id.remove(&msg_id);
+                }
             }
         }
         let execution = Execution {
@@ -257,10 +303,67 @@ impl State {
         self.live.insert(n, execution);
     }
 
-    fn apply_reply(&mut self, channel: Channel, n: ExecutionNumber, message: &Message) {
+    fn push_pending(&mut self, name: RequestName, asked: Asked) {
+        self.pending_order.push_back(name.clone());
+        self.pending.entry(name).or_default().push(asked);
+        while self.pending_order.len() > PENDING_MAX
+            && let Some(oldest) = self.pending_order.front().cloned()
+        {
+            self.take_pending(&oldest, |_| true);
+        }
+    }
+
+    /// Takes the first pending request of this name that is the wanted one.
+    fn take_pending(&mut self, name: &RequestName, wanted: impl Fn(&Asked) -> bool) -> bool {
+        let Some(pending) = self.pending.get_mut(name) else {
+            return false;
+        };
+        let Some(at) = pending.iter().position(wanted) else {
+            return false;
+        };
+        pending.remove(at);
+        if pending.is_empty() {
+            self.pending.remove(name);
+        }
+        if let Some(at) = self.pending_order.iter().position(|other| other == name) {
+            self.pending_order.remove(at);
+        }
+        true
+    }
+
+    fn saw(&mut self, asked: &Asked) {
+        self.seen.push_back(asked.fingerprint());
+        if self.seen.len() > SEEN_MAX {
+            self.seen.pop_front();
+        }
+    }
+
+    fn apply_question(&mut self, n: ExecutionNumber, message: &Message) {
+        let Ok(header) = message.header() else { return };
+        let msg_id = header.msg_id.into_owned();
+        let content = text(&message.content);
+        match &mut self.input {
+            // The same question, sent to one more frontend.
+            Some(input) if input.n == n && input.content == content => input.msg_ids.push(msg_id),
+            input => {
+                *input = Some(PendingInput {
+                    n,
+                    content,
+                    msg_ids: vec![msg_id],
+                });
+            }
+        }
+    }
+
+    fn apply_reply(
+        &mut self,
+        client: ClientId,
+        channel: Channel,
+        n: ExecutionNumber,
+        message: &Message,
+    ) {
         if channel == Channel::Stdin {
-            let content = text(&message.content);
-            self.input = Some(PendingInput { n, content });
+            self.apply_question(n, message);
             return;
         }
         match self.live.get_mut(&n) {
@@ -271,14 +374,25 @@ impl State {
                 }
                 execution.reply = Some(content);
             }
-            None => {
-                if let Some(parent) = message.parent()
-                    && let name = RequestName::of(&parent)
-                    && self.pending.remove(&name).is_some()
-                {
-                    self.pending_order.retain(|other| *other != name);
+            None if n == 0 => {
+                let Some(parent) = message.parent() else {
+                    return;
+                };
+                let name = RequestName::of(&parent);
+                let asked = Asked {
+                    header: text(&message.parent_header),
+                    ..Asked::new(client, channel, message)
+                };
+                let is_it = |other: &Asked| {
+                    other.client == client
+                        && other.channel == channel
+                        && other.identities == asked.identities
+                };
+                if !self.take_pending(&name, is_it) {
+                    self.saw(&asked);
                 }
             }
+            None => {}
         }
     }
 
@@ -337,9 +451,15 @@ impl State {
                 }
             }
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
-            Note::Attach { parent, n, .. } => {
+            Note::Attach {
+                client, parent, n, ..
+            } => {
                 let msg_id = header_id(parent);
-                if let Some(asked) = self.pending.get(&RequestName::of_text(parent)).cloned() {
+                let asked = self
+                    .pending
+                    .get(&RequestName::of_text(parent))
+                    .and_then(|pending| pending.iter().find(|asked| asked.client == *client));
+                if let Some(asked) = asked.cloned() {
                     self.attachments.push(Attachment {
                         msg_id,
                         asked,
@@ -347,9 +467,9 @@ impl State {
                     });
                 }
             }
-            Note::AttachEnded { msg_id, .. } => self
-                .attachments
-                .retain(|attachment| attachment.msg_id != *msg_id),
+            Note::AttachEnded { client, msg_id } => self.attachments.retain(|attachment| {
+                attachment.msg_id != *msg_id || attachment.asked.client != *client
+            }),
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. }
             | Note::HostStarted { .. }
@@ -388,6 +508,26 @@ impl Asked {
                 .collect(),
             header: text(&message.header),
         }
+    }
+
+    /// Whether the request is of this type.
+    pub fn is_of_type(&self, msg_type: &str) -> bool {
+        serde_json::from_str::<Header<'_>>(&self.header)
+            .is_ok_and(|header| header.msg_type == msg_type)
+    }
+
+    /// Whether the request is for a subshell (JEP 91).
+    pub fn has_subshell(&self) -> bool {
+        serde_json::from_str::<Header<'_>>(&self.header)
+            .is_ok_and(|header| header.subshell_id.is_some())
+    }
+
+    /// Tells this request from others: of which socket it came, its type and its msg_id.
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        (self.client, self.channel, &self.identities).hash(&mut hasher);
+        RequestName::of_text(&self.header).hash(&mut hasher);
+        hasher.finish()
     }
 }
 

@@ -1,0 +1,188 @@
+//! The core's way from one host to the next: what the records of the last one leave open is brought to an end.
+//!
+//! A host can die between any two records. What it had begun and only it could end is ended here; what the engine
+//! still works on goes on.
+
+use serde_json::json;
+
+use super::core::{Core, Engine};
+use super::engine::error_content;
+use super::state::{Asked, Attachment};
+use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
+
+/// The probe that tells when an adopted engine has done all that was sent before.
+#[derive(Debug)]
+pub(super) struct Adoption {
+    probe: String,
+    /// The seq at which it was adopted: later executions went to it over our own sockets.
+    at: u64,
+    /// What waited for the engine's answer then.
+    pending: Vec<Asked>,
+    replied: bool,
+    idle: bool,
+}
+
+impl Adoption {
+    /// The engine has the probe, and has not come to it yet.
+    pub fn awaits_reply(&self) -> bool {
+        !self.probe.is_empty() && !self.replied
+    }
+
+    /// It was asked (again).
+    pub fn probed(&mut self, msg_id: &str) {
+        msg_id.clone_into(&mut self.probe);
+        self.replied = false;
+        self.idle = false;
+    }
+}
+
+/// Why an answer never came.
+const IN_THE_GAP: &str = "its end fell into a gap in which no host was there to read it";
+
+impl Core {
+    /// Ends what the last host had begun to end.
+    pub(super) fn take_over(&mut self) {
+        for n in self.live_executions() {
+            self.finish_if_done(n);
+        }
+        for attachment in self.state.attachments.clone() {
+            if !self.state.live.contains_key(&attachment.n) {
+                self.end_lost_attachment(&attachment);
+            }
+        }
+        let why =
+            "the process that keeps this session was replaced before it had answered; ask again";
+        for asked in self.pending_requests() {
+            // Executions of the engine are not among these: it is a command of ours, or an attachment.
+            let ours =
+                asked.is_of_type("farside_list_request") || asked.is_of_type("execute_request");
+            if ours && !self.is_attached(&asked) {
+                self.refuse_with(&asked, "HostReplaced", why);
+            }
+        }
+        match &self.engine {
+            Engine::Absent { why: Some(why) } => {
+                let why = why.clone();
+                self.engine_gone(&why);
+            }
+            Engine::Absent { why: None } => {
+                // The first engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
+                let why = "the process that keeps this session was replaced before its engine had started; run it again";
+                self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
+                self.fail_pending("HostReplaced", why, |asked| {
+                    !asked.is_of_type("kernel_info_request")
+                });
+            }
+            Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => {}
+        }
+    }
+
+    pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
+        self.engine = Engine::Starting;
+        self.adopted = Some(Adoption {
+            probe: String::new(),
+            at: self.next_seq(),
+            pending: self.pending_requests(),
+            replied: false,
+            idle: false,
+        });
+        self.note(Note::Gap {
+            from: gap_from,
+            until: self.now,
+            why: why.clone(),
+        });
+        if let Some((n, execution)) = self.state.running() {
+            let header = execution.asked.header.clone();
+            let gap_ms = self.now.saturating_sub(gap_from) / 1000;
+            let text = format!(
+                "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
+            );
+            self.publish(
+                None,
+                n,
+                "stream",
+                &header,
+                &json!({ "name": "stderr", "text": text }),
+            );
+        }
+    }
+
+    /// Something that belongs to a probe of ours.
+    pub(super) fn on_adoption_probe(&mut self, probe: &str, replied: bool, idle: bool) {
+        let Some(adoption) = self
+            .adopted
+            .as_mut()
+            .filter(|adoption| adoption.probe == probe)
+        else {
+            return;
+        };
+        adoption.replied |= replied;
+        adoption.idle |= idle;
+        if adoption.replied
+            && adoption.idle
+            && let Some(Adoption { at, pending, .. }) = self.adopted.take()
+        {
+            self.settle_after_gap(at, &pending);
+        }
+    }
+
+    /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
+    fn settle_after_gap(&mut self, adopted_at: u64, pending: &[Asked]) {
+        for n in self.live_executions() {
+            let before = |execution: &super::state::Execution| execution.first_seq < adopted_at;
+            if self.state.live.get(&n).is_some_and(before) {
+                self.settle(n);
+            }
+        }
+        for asked in pending {
+            let engines = !self.is_attached(asked) && !self.is_looked_up(asked);
+            if engines && self.state.is_pending(asked) {
+                self.refuse_with(asked, "AnswerLost", IN_THE_GAP);
+            }
+        }
+    }
+
+    fn settle(&mut self, n: ExecutionNumber) {
+        let Some(execution) = self.state.live.get(&n).cloned() else {
+            return;
+        };
+        let asked = &execution.asked;
+        if asked.has_subshell() && !execution.idle && execution.reply.is_none() {
+            // It runs beside the probe, maybe still.
+            return;
+        }
+        let status = |state: &str| json!({ "execution_state": state });
+        if !execution.idle {
+            if execution.state == ExecutionState::Queued {
+                self.publish(None, n, "status", &asked.header, &status("busy"));
+            }
+            self.publish(None, n, "status", &asked.header, &status("idle"));
+        }
+        if execution.reply.is_some() {
+            self.finish_if_done(n);
+            return;
+        }
+        let lost = error_content("ExecutionLost", IN_THE_GAP);
+        let (end, content) = match (execution.idle, execution.failed) {
+            (false, _) => (ExecutionState::Lost, lost),
+            (true, true) => (ExecutionState::Error, lost),
+            (true, false) => {
+                let count = self.state.execution_count;
+                let ok = json!({ "status": "ok", "execution_count": count, "payload": [], "user_expressions": {} });
+                (ExecutionState::Ok, ok)
+            }
+        };
+        self.reply(asked, n, "execute_reply", &content);
+        self.finish(n, end, Some(IN_THE_GAP.into()));
+    }
+
+    fn end_lost_attachment(&mut self, attachment: &Attachment) {
+        let why =
+            "the process that keeps this session was replaced in the middle of it; attach again";
+        self.end_attachment(attachment, &error_content("HostReplaced", why));
+    }
+
+    fn live_executions(&self) -> Vec<ExecutionNumber> {
+        self.state.live.keys().copied().collect()
+    }
+}
