@@ -499,11 +499,12 @@ impl Driver {
                     pid: ended.process.pid,
                     start_time: ended.process.start_time,
                 });
+                let is_watched = self.engine.watches(&ended.process);
                 let why = crate::keeper::describe_end(ended.end.as_ref());
                 tracing::info!(process = ended.process.id, pid = ended.process.pid, "{why}");
                 if let Some(message) = self.engine.ended(&ended.process, ended.end.clone()) {
                     self.tell_keeper(message);
-                } else if self.engine.process().is_none() && self.is_our_engine(&ended.process) {
+                } else if !is_watched && self.is_our_engine(&ended.process) {
                     // It ended while no host was there.
                     let generation = self.core.state().generation;
                     self.event(Event::EngineEnded {

@@ -269,6 +269,13 @@ impl EngineDriver {
         Some(Event::EngineFailed { generation, why })
     }
 
+    /// Whether this is the process whose sockets we have, living or not: its end is told when they are read.
+    pub fn watches(&self, process: &Process) -> bool {
+        self.current
+            .as_ref()
+            .is_some_and(|current| current.process.as_ref() == Some(process))
+    }
+
     /// The keeper says that a process has ended. The engine's end is told to the core when its sockets are read.
     pub fn ended(&mut self, process: &Process, end: Option<ProcessEnd>) -> Option<ToKeeper> {
         let current = self.current.as_mut()?;
@@ -283,8 +290,8 @@ impl EngineDriver {
                 Ok(spawn) => return Some(spawn),
                 Err(error) => tracing::error!(%error, "the engine cannot be started with tcp"),
             }
-            return None;
         }
+        let current = self.current.as_mut()?;
         let mut why = keeper::describe_end(end.as_ref());
         if !current.connected {
             why.push_str(&format!(

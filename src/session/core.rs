@@ -100,6 +100,8 @@ pub struct Core {
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
     pub(super) lookups: HashMap<u64, Lookup>,
+    /// Commands to restart, which are answered when the new engine is there.
+    pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
     journal_failing: bool,
 }
@@ -127,6 +129,7 @@ impl Core {
             probes: HashSet::new(),
             adopted: None,
             lookups: HashMap::new(),
+            restarts: Vec::new(),
             next_lookup: 0,
             journal_failing: false,
         }

@@ -221,6 +221,9 @@ impl Core {
                     self.answer_kernel_info(&asked);
                 }
             }
+            if !matches!(self.engine, Engine::Stopping(_)) {
+                self.answer_restarts(Ok(()));
+            }
         }
         let idle = msg_type == "status" && is_idle(&message.content);
         self.on_adoption_probe(probe, channel == Channel::Shell, idle);
@@ -315,6 +318,7 @@ impl Core {
             why: Some(why.to_owned()),
         };
         self.outbox.clear();
+        self.answer_restarts(Err(why));
         let ename = "EngineDied";
         let evalue =
             format!("{why}. Its variables are gone; the next execution starts a new engine.");

@@ -230,6 +230,7 @@ impl Core {
             return;
         }
         let evalue = format!("the session has ended ({reason})");
+        self.answer_restarts(Err(&evalue));
         self.lookups.clear();
         self.fail_executions("SessionEnded", &evalue, ExecutionState::Interrupted);
         self.fail_pending("SessionEnded", &evalue, |_| true);
@@ -391,9 +392,13 @@ impl Core {
                 self.end(reason, now);
                 json!({ "ok": true })
             }
+            Command::Restart if matches!(self.engine, Engine::Stopping(Then::End(_))) => {
+                json!({ "ok": false, "error": "the session is ending" })
+            }
             Command::Restart => {
+                self.restarts.push((id, client));
                 self.restart();
-                json!({ "ok": true })
+                return;
             }
             Command::Interrupt if self.state.engine_pid.is_none() => {
                 json!({ "ok": false, "error": "no engine runs in this session: there is nothing to interrupt" })
@@ -413,6 +418,20 @@ impl Core {
             }
         };
         self.effect(Effect::Reply { id, client, answer });
+    }
+}
+
+impl Core {
+    /// The engine that commands to restart wait for is there, or it never will be.
+    pub(super) fn answer_restarts(&mut self, outcome: Result<(), &str>) {
+        let answer = match outcome {
+            Ok(()) => json!({ "ok": true }),
+            Err(why) => json!({ "ok": false, "error": why }),
+        };
+        for (id, client) in std::mem::take(&mut self.restarts) {
+            let answer = answer.clone();
+            self.effect(Effect::Reply { id, client, answer });
+        }
     }
 }
 

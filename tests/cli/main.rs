@@ -2,7 +2,10 @@
 
 mod install;
 mod kernelspecs;
+mod link;
 mod listing;
 mod logs;
+mod over;
+mod real;
 mod sandbox;
 mod usage;

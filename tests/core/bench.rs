@@ -483,6 +483,15 @@ impl Bench {
         self.answers.pop().expect("each command is answered")
     }
 
+    /// Is answered when the new engine is ready.
+    pub fn restart_by_command(&mut self) {
+        self.event(Event::Command {
+            id: 2,
+            client: ClientId::nil(),
+            command: Command::Restart,
+        });
+    }
+
     /// What a client heard since the last call, as lines.
     pub fn heard(&mut self, client: ClientId) -> Vec<String> {
         self.heard_messages(client)

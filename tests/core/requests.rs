@@ -533,9 +533,39 @@ fn a_message_without_a_readable_header_is_nothing() {
 fn commands_are_answered() {
     let (mut b, _) = Bench::ready();
     assert_eq!(b.command(Command::Interrupt)["ok"], true);
-    assert_eq!(b.command(Command::Restart)["ok"], true);
+    b.restart_by_command();
     assert_eq!(b.wants(), ["interrupt", "stop restart"]);
     b.engine_dies();
     assert_eq!(b.wants(), ["start 2"]);
     assert_eq!(b.command(Command::Interrupt)["ok"], false, "no engine yet");
+    assert!(b.answers.is_empty());
+    b.engine_starts(2);
+    assert_eq!(
+        b.answers.pop().expect("the new engine is ready")["ok"],
+        true
+    );
+    b.restart_by_command();
+    b.engine_dies();
+    b.event(Event::EngineFailed {
+        generation: 3,
+        why: "no memory".into(),
+    });
+    let answer = b.answers.pop().expect("no new engine will come");
+    assert_eq!(
+        (&answer["ok"], &answer["error"]),
+        (&false.into(), &"no memory".into())
+    );
+    b.engine_starts(4);
+    b.restart_by_command();
+    b.command(Command::Stop {
+        now: false,
+        reason: "stopped".into(),
+    });
+    assert_eq!(b.command(Command::Restart)["ok"], false);
+    b.engine_dies();
+    let answer = b.answers.pop().expect("the session has ended");
+    assert!(
+        answer["error"].as_str().unwrap().contains("stopped"),
+        "{answer}"
+    );
 }
