@@ -17,7 +17,7 @@ use crate::wire::connection_file::ConnectionFile;
 /// Print the path of a connection file for any Jupyter client, and keep it working till Ctrl-C.
 ///
 /// It is for you alone: loopback ports, a fresh key, a file that only you can read. It is removed at the end; the
-/// session goes on.
+/// session goes on, also where a client asks for its shutdown (`farside stop` ends it).
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Example:\n  farside connect train          # in one terminal: prints FILE\n  \

@@ -15,7 +15,7 @@ use crate::process::PidFd;
 
 /// Open jupyter console on a session; leaving it leaves the session running.
 ///
-/// Needs `jupyter` with jupyter-console on PATH. Ends with the console's exit code.
+/// `exit` and Ctrl-D leave; `farside stop` ends the session. Needs `jupyter` with jupyter-console on PATH. Ends with the console's exit code.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Id, beginning of an id, or name

@@ -6,7 +6,7 @@ use super::client::command;
 use super::{Exit, Output, duration, find_session};
 use crate::session::event::Command;
 
-/// Give a session more time: it ends by itself this long from now, and not before.
+/// Move the time at which a session ends by itself: this long from now.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "Example:\n  farside extend train 2h")]
 pub struct Args {

@@ -15,12 +15,20 @@ use crate::state_dir::{Session, Sessions, now};
                         farside prune --older-than 1d       those that ended more than a day ago"
 )]
 pub struct Args {
-    /// Those that ended longer ago than this [default: the setting keep_records]
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
+    /// Those that ended longer ago than this, `0s` for all [default: the setting keep_records]
+    #[arg(long, value_name = "DURATION", value_parser = age)]
     pub older_than: Option<Duration>,
     /// Print a JSON list of what was removed
     #[arg(long)]
     pub json: bool,
+}
+
+/// A duration, or none at all.
+fn age(text: &str) -> Result<Duration, String> {
+    if text == "0s" {
+        return Ok(Duration::ZERO);
+    }
+    duration(text)
 }
 
 /// Runs the command.

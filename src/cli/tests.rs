@@ -30,6 +30,7 @@ fn the_contracts_command_line_is_understood() {
         "console s",
         "connect s",
         "prune --older-than 3d",
+        "prune --older-than 0s",
         "config",
         "completions bash",
         "launch --engine python3 --engine-spec /e.json -f /c.json --session n",

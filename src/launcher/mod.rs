@@ -239,7 +239,13 @@ impl Shared {
             return false;
         };
         let Some(frontend) = &self.frontend else {
-            return false;
+            // `exit` in a jupyter console sends this also to a kernel that is not its own. Whoever looked in by
+            // `farside connect` leaves; `farside stop` and `%farside retire` are what ends a session.
+            let leaves = header.msg_type == "shutdown_request" && !wants_restart(message);
+            if leaves {
+                self.answer_shutdown(channel, message);
+            }
+            return leaves;
         };
         match header.msg_type.as_ref() {
             "shutdown_request" if wants_restart(message) => {
@@ -255,12 +261,7 @@ impl Shared {
                 }
                 Meaning::Leaving => {
                     tracing::info!("the server is leaving: the session goes on without it");
-                    self.answer(
-                        channel,
-                        message,
-                        "shutdown_reply",
-                        &json!({ "status": "ok", "restart": false }),
-                    );
+                    self.answer_shutdown(channel, message);
                     self.stage.set(Stage::Detaching);
                     self.leaving.notify_one();
                     true
@@ -279,7 +280,13 @@ impl Shared {
         }
     }
 
-    /// A reply of the launcher's own, to a server that is leaving.
+    /// Nothing is shut down.
+    fn answer_shutdown(&self, channel: Channel, request: &Message) {
+        let content = json!({ "status": "ok", "restart": false });
+        self.answer(channel, request, "shutdown_reply", &content);
+    }
+
+    /// A reply of the launcher's own, to a frontend that is leaving.
     fn answer(
         &self,
         channel: Channel,

@@ -49,7 +49,7 @@ pub enum StateError {
 
 fn known_sessions(known: &[String]) -> String {
     if known.is_empty() {
-        "; there are no sessions (`farside new` starts one)".to_owned()
+        "; `farside ls --all` shows that there are none (`farside new` starts one)".to_owned()
     } else {
         format!(
             "; there are: {} (`farside ls --all` shows them all)",

@@ -272,6 +272,8 @@ client.load_connection_file()
 client.start_channels()
 client.wait_for_ready(timeout=60)
 reply = client.execute_interactive('print(x)', timeout=60)
+# What `exit` in a jupyter console does, also to a kernel that is not its own.
+client.shutdown(reply=True, timeout=60)
 client.stop_channels()
 sys.exit(reply['content']['status'] != 'ok')
 ";

@@ -81,7 +81,7 @@ fn a_session_that_is_not_there_is_exit_code_3() {
     exit 3
     --- stdout
     --- stderr
-    error: no session `train`; there are no sessions (`farside new` starts one)
+    error: no session `train`; `farside ls --all` shows that there are none (`farside new` starts one)
     ");
     sandbox.ended("aaaa1111", "train", NOON, "stopped");
     for command in [
