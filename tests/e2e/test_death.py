@@ -112,7 +112,7 @@ def test_the_host_is_killed_while_a_cell_prints(sandbox: Sandbox, attached: bool
     assert alive(session["engine_pid"])
     cell.open()
     sandbox.wait_session(lambda s: s["state"] == "idle", "the cell to end")
-    assert [e["state"] for e in sandbox.executions(session["id"])] == ["ok", "ok"]
+    assert [e["state"] for e in sandbox.executions(session["id"])][:2] == ["ok", "ok"]
     assert [r for r in sandbox.records(session["id"]) if "gap" in str(r).lower()], "no record of the gap"
     if attached:
         # The attached launcher goes on by itself: reply, idle, and what was printed after the gap.
@@ -154,7 +154,7 @@ def test_the_keeper_is_killed_and_nothing_is_felt(sandbox: Sandbox, client: Clie
 
 def keeper_of(sandbox: Sandbox) -> int | None:
     """A keeper of this sandbox, told by its command line: a replaced one is not the host's parent."""
-    found = [pid for pid, command in sandbox.processes().items() if " keeper" in command]
+    found = [pid for pid, command in sandbox.processes().items() if "farside host " in command]
     return found[0] if found else None
 
 

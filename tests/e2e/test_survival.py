@@ -54,8 +54,8 @@ def test_everything_is_there_after_the_launcher_went(sandbox: Sandbox, how: str)
     assert [m.content["data"]["text/plain"] for m in result.iopub if m.type == "execute_result"] == ["'done'"]
     assert frontend.value("kept") == "'in memory'"
     assert sandbox.session()["engine_pid"] == before["engine_pid"]
-    [_, execution] = sandbox.executions(before["id"])
-    assert (execution["msg_id"], execution["state"], execution["n"]) == (original, "ok", 2)
+    [execution] = [e for e in sandbox.executions(before["id"]) if e["msg_id"] == original]
+    assert (execution["state"], execution["n"]) == ("ok", 2)
 
 
 def test_no_port_is_open_while_nobody_is_attached(sandbox: Sandbox) -> None:
@@ -255,7 +255,7 @@ def test_run_all_goes_on_without_the_frontend(sandbox: Sandbox) -> None:
     executions = sandbox.executions(session["id"])
     assert [(e["msg_id"], e["state"], e["n"]) for e in executions] == [(m, "ok", n) for n, m in enumerate(sent, 1)]
     again = sandbox.launch(jupyter_session=notebook(sandbox)).client()
-    assert again.value("order") == str(list(range(1, 50)))
+    assert again.value("str(order)") == repr(str(list(range(1, 50))))
     for n in (1, 25, 49):
         assert again.run(f"%farside attach {n + 1}").text == f"cell {n}\n"
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from sandbox import Sandbox
 from wire import CHANNELS, Client, Msg
 
-# Answered from farside's cache: compared as parsed JSON, since the bytes are farside's own.
-ANSWERED_BY_FARSIDE = {"kernel_info_request"}
+# Answered by farside, kernel_info from its cache, interrupts since ipykernel's spec has them as a signal: compared as
+# parsed JSON, since the bytes are farside's own.
+ANSWERED_BY_FARSIDE = {"kernel_info_request", "interrupt_request"}
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 
@@ -98,7 +99,6 @@ REQUESTS = [
     }),
     ("control", "debug_request", {"type": "request", "command": "dumpCell", "seq": 3, "arguments": {"code": "b = 2"}}),
     ("control", "debug_request", {"type": "request", "command": "inspectVariables", "seq": 4, "arguments": {}}),
-    ("control", "debug_request", {"type": "request", "command": "modules", "seq": 5, "arguments": {"startModule": 0, "moduleCount": 1}}),
     ("control", "execute_request", {"code": "'on control'", "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False}),
 ]  # fmt: skip
 
@@ -209,9 +209,10 @@ class Normal:
         (re.compile(r"ipykernel_\d+"), "ipykernel_<pid>"),
         (re.compile(r'"(seq|tmp_file_prefix|tmp_file_suffix|processId|systemProcessId|pid|variablesReference|port)": ?("[^"]*"|\d+)'), r'"\1": <own>'),
     ]
-    # jupyter_client's ids (session, session_pid_count), uuids with and without dashes.
+    # jupyter_client's ids (session, session_pid_count), uuids with and without dashes; and the header.session that
+    # farside pins for an engine.
     ID = re.compile(
-        r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?:_\d+_\d+)?|[0-9a-f]{8}-[0-9a-f]{24}(?:_\d+_\d+)?|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"
+        r"farside-[a-z0-9]{8}(?:_\d+_\d+)?|[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}(?:_\d+_\d+)?|[0-9a-f]{8}-[0-9a-f]{24}(?:_\d+_\d+)?|(?<![0-9a-f])[0-9a-f]{32}(?![0-9a-f])"
     )
 
     def __init__(self) -> None:
