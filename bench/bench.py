@@ -109,6 +109,7 @@ class Bench:
         self.sandbox = Sandbox()
         for kernel in (BARE, FARSIDE):
             self.sandbox.kernelspec(kernel)
+        self.folders = {kernel: self.sandbox.ipython(f"ipython-{kernel}") for kernel in (BARE, FARSIDE)}
 
     def rounds(self, full: int) -> int:
         return max(3, full // 10) if self.quick else full
@@ -118,7 +119,7 @@ class Bench:
 
     def launch(self, kernel: str, **kw) -> Launcher:
         """With an IPython folder of its own: two engines would wait for each other's history database."""
-        return self.sandbox.launch(kernel, env={"IPYTHONDIR": str(self.sandbox.root / f"ipython-{kernel}")}, **kw)
+        return self.sandbox.launch(kernel, env={"IPYTHONDIR": self.folders[kernel]}, **kw)
 
     def end(self, launcher: Launcher) -> None:
         """Ends a kernel, and with farside its session."""

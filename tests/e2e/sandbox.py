@@ -397,7 +397,7 @@ class Sandbox:
             "XDG_DATA_HOME": str(self.data.parent),
             "FARSIDE_STATE_DIR": str(self.state),
             "JUPYTER_CONFIG_DIR": str(self.config / "jupyter"), "JUPYTER_DATA_DIR": str(self.data),
-            "JUPYTER_RUNTIME_DIR": str(self.runtime), "IPYTHONDIR": str(self.root / "i"),
+            "JUPYTER_RUNTIME_DIR": str(self.runtime), "IPYTHONDIR": self.ipython("i"),
             "JUPYTER_PREFER_ENV_PATH": "0", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1",
             "DENO_DIR": str(self.root / "deno"), "DENO_NO_UPDATE_CHECK": "1",
             MARKER: self.id,
@@ -409,6 +409,13 @@ class Sandbox:
         self.installed: set[str] = set()
 
     # Kernels.
+
+    def ipython(self, name: str) -> str:
+        """An IPython folder. jedi is off: its completions depend on how much time the machine gives it."""
+        profile = self.root / name / "profile_default"
+        profile.mkdir(parents=True)
+        (profile / "ipython_kernel_config.py").write_text("c.IPCompleter.use_jedi = False\n")
+        return str(self.root / name)
 
     def kernelspec(self, name: str) -> dict:
         """The kernel.json of `name`; a `farside-<engine>` is installed by `farside install` when first asked for."""

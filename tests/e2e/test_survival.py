@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import time
 from pathlib import Path
 
 import pytest
 from cells import Gated, assert_attached
-from sandbox import Launcher, Sandbox, alive, tcp_listeners, wait_gone
+from sandbox import Launcher, Sandbox, alive, tcp_listeners, wait_gone, wait_until
 from wire import Client
 
 # Jupyter Server sends SIGTERM 2.5 s after a shutdown_request; the contract leaves half a second.
@@ -287,3 +289,23 @@ def test_a_name_that_ended_starts_anew(sandbox: Sandbox) -> None:
     again = sandbox.launch(jupyter_session=key).client()
     assert again.value("'x' in dir()") == "False"
     assert sandbox.session()["id"] != first["id"]
+
+
+def test_a_shutdown_while_the_engine_starts_ends_the_session(sandbox: Sandbox) -> None:
+    """jupyter_client shuts down with a shutdown_request, SIGTERM after 2.5 s and SIGKILL after 5 s: where the engine
+    is slow to start, the signals come first, and would be a detach if the request had been forgotten."""
+    folder = sandbox.data / "kernels/slow"
+    folder.mkdir(parents=True)
+    slow = 'while [ ! -e "$1" ]; do sleep 0.05; done; exec "$2" -m ipykernel_launcher -f "$3"'
+    gate = sandbox.work / "gate"
+    argv = ["sh", "-c", slow, "sh", str(gate), sys.executable, "{connection_file}"]
+    (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Slow", "language": "python"}))
+    launcher = sandbox.launch("farside-slow")
+    client = launcher.connect()
+    client.send("control", "shutdown_request", {"restart": False})
+    # Taken in by the launcher, if not answered: kernel_info is on its way behind it.
+    session = sandbox.wait_session(lambda s: s["attached"], "the session")
+    launcher.wait_exit(seconds=5)
+    gate.touch()
+    wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)
+    assert sandbox.session(session["id"])["end_reason"].startswith("shutdown")

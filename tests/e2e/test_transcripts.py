@@ -277,10 +277,8 @@ def same_kernel_info(content: dict) -> dict:
 
 
 def record(sandbox: Sandbox, kernel: str, talk: Callable[[Client], None]) -> Recording:
-    env = {
-        # A history of its own.
-        "IPYTHONDIR": str(sandbox.root / f"ipython-{len(sandbox.launchers)}"),
-    }
+    # A history of its own.
+    env = {"IPYTHONDIR": sandbox.ipython(f"ipython-{len(sandbox.launchers)}")}
     client = sandbox.launch(kernel, env=env).client(identity=b"the-frontend", session_id="0" * 8 + "-" + "1" * 24)
     talk(client)
     return client.sent, client.messages
