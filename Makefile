@@ -32,7 +32,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint unit e2e bench venv node build release clean
+.PHONY: help demo test lint unit simulate e2e bench venv node build release clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -49,6 +49,11 @@ lint: ## rustfmt, clippy and rustdoc, each without a warning
 
 unit: venv ## the Rust tests
 	if command -v cargo-nextest >/dev/null; then $(CARGO) nextest run --locked --no-tests=warn; else $(CARGO) test --locked; fi
+
+SEEDS ?= 100000
+
+simulate: ## random sessions of the core: SEEDS of them (`FARSIDE_SEED=17 make simulate` runs one again, and prints it)
+	FARSIDE_SEEDS=$(SEEDS) $(CARGO) test --locked --test core simulation -- --nocapture
 
 e2e: build venv node ## the end-to-end tests, with real frontends and engines
 	FARSIDE_BIN=$(TARGET)/debug/farside $(VENV)/bin/python -m pytest -c tests/e2e/pytest.ini tests/e2e -n $(E2E_JOBS) $(PYTEST_ARGS)

@@ -7,17 +7,20 @@ use serde_json::json;
 
 use super::core::{Core, Engine};
 use super::engine::error_content;
-use super::state::{Asked, Attachment};
+use super::state::{Asked, Attachment, OpenBusy, Told};
 use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
+use crate::wire::Channel;
 
 /// The probe that tells when an adopted engine has done all that was sent before.
 #[derive(Debug)]
 pub(super) struct Adoption {
     probe: String,
-    /// The seq at which it was adopted: later executions went to it over our own sockets.
+    /// What has a smaller seq was sent before the probe.
     at: u64,
-    /// What waited for the engine's answer then.
+    /// The same of what waited for the engine's answer.
     pending: Vec<Asked>,
+    /// And of what the engine was at.
+    busy: Vec<OpenBusy>,
     replied: bool,
     idle: bool,
 }
@@ -26,13 +29,6 @@ impl Adoption {
     /// The engine has the probe, and has not come to it yet.
     pub fn awaits_reply(&self) -> bool {
         !self.probe.is_empty() && !self.replied
-    }
-
-    /// It was asked (again).
-    pub fn probed(&mut self, msg_id: &str) {
-        msg_id.clone_into(&mut self.probe);
-        self.replied = false;
-        self.idle = false;
     }
 }
 
@@ -60,6 +56,13 @@ impl Core {
                 self.refuse_with(&asked, "HostReplaced", why);
             }
         }
+        for OpenBusy { client, parent } in self.state.busy.clone() {
+            let attached = |attachment: &Attachment| attachment.asked.header == parent;
+            if client.is_some() && !self.state.attachments.iter().any(attached) {
+                let idle = json!({ "execution_state": "idle" });
+                self.publish(client, 0, "status", &parent, &idle);
+            }
+        }
         match &self.engine {
             Engine::Absent { why: Some(why) } => {
                 let why = why.clone();
@@ -83,6 +86,7 @@ impl Core {
             probe: String::new(),
             at: self.next_seq(),
             pending: self.pending_requests(),
+            busy: self.state.busy.clone(),
             replied: false,
             idle: false,
         });
@@ -107,6 +111,28 @@ impl Core {
         }
     }
 
+    /// An adopted engine is asked (again).
+    pub(super) fn adoption_probed(&mut self, msg_id: &str) {
+        let (next_seq, pending) = (self.next_seq(), self.pending_requests());
+        let busy = self.state.busy.clone();
+        let Some(adoption) = &mut self.adopted else {
+            return;
+        };
+        if !adoption.probe.is_empty() {
+            // Our subscription came after the first probe, and so maybe after what was asked until now.
+            adoption.at = next_seq;
+            adoption.pending.extend(
+                pending
+                    .into_iter()
+                    .filter(|asked| asked.channel == Channel::Shell),
+            );
+            adoption.busy.extend(busy);
+        }
+        msg_id.clone_into(&mut adoption.probe);
+        adoption.replied = false;
+        adoption.idle = false;
+    }
+
     /// Something that belongs to a probe of ours.
     pub(super) fn on_adoption_probe(&mut self, probe: &str, replied: bool, idle: bool) {
         let Some(adoption) = self
@@ -120,21 +146,22 @@ impl Core {
         adoption.idle |= idle;
         if adoption.replied
             && adoption.idle
-            && let Some(Adoption { at, pending, .. }) = self.adopted.take()
+            && let Some(adoption) = self.adopted.take()
         {
-            self.settle_after_gap(at, &pending);
+            self.settle_after_gap(&adoption);
         }
     }
 
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
-    fn settle_after_gap(&mut self, adopted_at: u64, pending: &[Asked]) {
+    fn settle_after_gap(&mut self, adoption: &Adoption) {
+        self.close_statuses(|busy| adoption.busy.contains(busy));
         for n in self.live_executions() {
-            let before = |execution: &super::state::Execution| execution.first_seq < adopted_at;
+            let before = |execution: &super::state::Execution| execution.first_seq < adoption.at;
             if self.state.live.get(&n).is_some_and(before) {
                 self.settle(n);
             }
         }
-        for asked in pending {
+        for asked in &adoption.pending {
             let engines = !self.is_attached(asked) && !self.is_looked_up(asked);
             if engines && self.state.is_pending(asked) {
                 self.refuse_with(asked, "AnswerLost", IN_THE_GAP);
@@ -147,23 +174,23 @@ impl Core {
             return;
         };
         let asked = &execution.asked;
-        if asked.has_subshell() && !execution.idle && execution.reply.is_none() {
+        let idle = execution.told == Told::Idle;
+        if asked.has_subshell() && !idle && execution.reply.is_none() {
             // It runs beside the probe, maybe still.
             return;
         }
-        let status = |state: &str| json!({ "execution_state": state });
-        if !execution.idle {
-            if execution.state == ExecutionState::Queued {
-                self.publish(None, n, "status", &asked.header, &status("busy"));
-            }
-            self.publish(None, n, "status", &asked.header, &status("idle"));
+        if execution.told == Told::Nothing {
+            self.engine_status(n, &asked.header, "busy");
+        }
+        if !idle {
+            self.engine_status(n, &asked.header, "idle");
         }
         if execution.reply.is_some() {
             self.finish_if_done(n);
             return;
         }
         let lost = error_content("ExecutionLost", IN_THE_GAP);
-        let (end, content) = match (execution.idle, execution.failed) {
+        let (end, content) = match (idle, execution.failed) {
             (false, _) => (ExecutionState::Lost, lost),
             (true, true) => (ExecutionState::Error, lost),
             (true, false) => {

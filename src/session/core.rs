@@ -95,7 +95,7 @@ pub struct Core {
     effects: Vec<Effect>,
     /// For the engine once it is connected.
     pub(super) outbox: Vec<(Channel, Message)>,
-    /// Our own kernel_info_requests to the engine: what belongs to them goes to no frontend.
+    /// Our own requests to the engine: what belongs to them goes to no frontend.
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
@@ -243,7 +243,9 @@ impl Core {
 
     fn note_checkpoint(&mut self) {
         // Serializing our own maps of strings and numbers cannot fail.
-        let state = serde_json::to_value(&self.state).unwrap_or(Value::Null);
+        let mut state = serde_json::to_value(&self.state).unwrap_or(Value::Null);
+        // It is a record itself.
+        state["last_record"] = self.now.into();
         self.note(Note::Checkpoint { state });
     }
 

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::core::{Core, Engine, Then};
 use super::event::Effect;
-use super::state::{Asked, RequestName, is_idle};
+use super::state::{Asked, OpenBusy, RequestName, Told, is_idle};
 use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Note, ProcessEnd};
 use crate::wire::message::with_session_id;
 use crate::wire::{Channel, Message};
@@ -35,9 +35,7 @@ impl Core {
         let probe = self.message("kernel_info_request", "{}", &json!({}));
         if let Ok(header) = probe.header() {
             let msg_id = header.msg_id.into_owned();
-            if let Some(adoption) = &mut self.adopted {
-                adoption.probed(&msg_id);
-            }
+            self.adoption_probed(&msg_id);
             self.probes.insert(msg_id);
         }
         self.effect(Effect::ToEngine(Channel::Shell, probe));
@@ -244,7 +242,13 @@ impl Core {
             (_, true) => ExecutionState::Interrupted,
             (_, false) => ExecutionState::Error,
         };
-        if execution.idle || state == ExecutionState::Aborted {
+        let done = match execution.told {
+            Told::Idle => true,
+            Told::Busy => false,
+            // An engine may abort what it never began, and say nothing else of it.
+            Told::Nothing => state == ExecutionState::Aborted,
+        };
+        if done {
             self.finish(n, state, None);
         }
     }
@@ -322,6 +326,7 @@ impl Core {
         let ename = "EngineDied";
         let evalue =
             format!("{why}. Its variables are gone; the next execution starts a new engine.");
+        self.close_statuses(|_| true);
         self.fail_executions(ename, &evalue, ExecutionState::Error);
         self.fail_pending(ename, &evalue, |_| true);
     }
@@ -337,15 +342,9 @@ impl Core {
                 execution.asked.clone(),
                 execution.state == ExecutionState::Queued,
             );
-            let (replied, idle) = (execution.reply.is_some(), execution.idle);
-            if was_queued {
-                self.publish(
-                    None,
-                    n,
-                    "status",
-                    &asked.header,
-                    &json!({ "execution_state": "busy" }),
-                );
+            let (replied, told) = (execution.reply.is_some(), execution.told);
+            if told == Told::Nothing {
+                self.engine_status(n, &asked.header, "busy");
             }
             if !replied {
                 let output =
@@ -353,19 +352,28 @@ impl Core {
                 self.publish(None, n, "error", &asked.header, &output);
                 self.reply(&asked, n, "execute_reply", &error);
             }
-            if !idle {
-                self.publish(
-                    None,
-                    n,
-                    "status",
-                    &asked.header,
-                    &json!({ "execution_state": "idle" }),
-                );
+            if told != Told::Idle {
+                self.engine_status(n, &asked.header, "idle");
             }
             match (replied, was_queued) {
                 (true, _) => self.finish_if_done(n),
                 (false, true) => self.finish(n, ExecutionState::Aborted, Some(evalue.to_owned())),
                 (false, false) => self.finish(n, running, Some(evalue.to_owned())),
+            }
+        }
+    }
+
+    /// A status in the engine's place.
+    pub(super) fn engine_status(&mut self, n: ExecutionNumber, parent: &str, state: &str) {
+        let content = json!({ "execution_state": state });
+        self.publish(None, n, "status", parent, &content);
+    }
+
+    /// The engine will not say idle any more for what else it was at.
+    pub(super) fn close_statuses(&mut self, which: impl Fn(&OpenBusy) -> bool) {
+        for busy in self.state.busy.clone() {
+            if busy.client.is_none() && which(&busy) {
+                self.engine_status(0, &busy.parent, "idle");
             }
         }
     }

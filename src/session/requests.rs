@@ -202,6 +202,7 @@ impl Core {
     fn fail_for_restart(&mut self) {
         let (ename, evalue) = ("EngineRestarted", "the engine was restarted");
         self.outbox.clear();
+        self.close_statuses(|_| true);
         self.fail_executions(ename, evalue, ExecutionState::Aborted);
         // Those that wait for the first kernel_info get it of the new engine.
         self.fail_pending(ename, evalue, |asked| {
@@ -232,6 +233,7 @@ impl Core {
         let evalue = format!("the session has ended ({reason})");
         self.answer_restarts(Err(&evalue));
         self.lookups.clear();
+        self.close_statuses(|_| true);
         self.fail_executions("SessionEnded", &evalue, ExecutionState::Interrupted);
         self.fail_pending("SessionEnded", &evalue, |_| true);
         self.note(Note::SessionEnded { reason });
@@ -407,6 +409,9 @@ impl Core {
                 self.note(Note::Interrupted);
                 if self.facts.interrupt_by_message {
                     let request = self.message("interrupt_request", "{}", &json!({}));
+                    // Nobody knows of it, so nobody is to hear what the engine says to it.
+                    self.probes
+                        .extend(request.header().map(|header| header.msg_id.into_owned()));
                     self.ask_engine(Channel::Control, request);
                 } else {
                     self.effect(Effect::InterruptEngine);

@@ -24,6 +24,10 @@ const PENDING_MAX: usize = 16_384;
 /// what was not acknowledged, and acknowledgements follow within one turn of the host.
 const SEEN_MAX: usize = 2048;
 
+/// How many open `busy`s beside those of executions are known: one for each of the engine's threads, and one for each
+/// attachment. Past it a death could leave one of them shown as busy.
+const BUSY_MAX: usize = 256;
+
 /// See the module.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
@@ -51,6 +55,8 @@ pub struct State {
     /// Fingerprints of the last requests. Not stable over Rust's releases: after an update one could be handled
     /// twice, if a host died within milliseconds of getting it.
     seen: VecDeque<u64>,
+    /// The `busy`s that no `idle` has followed yet, but for those of executions.
+    pub busy: Vec<OpenBusy>,
     /// Who gets whose outputs.
     pub attachments: Vec<Attachment>,
     /// The engine waits for an input_reply.
@@ -112,12 +118,31 @@ pub struct Execution {
     pub started: Option<Micros>,
     /// Content of the engine's reply, JSON text.
     pub reply: Option<String>,
-    /// The engine said idle for it.
-    pub idle: bool,
+    /// What frontends were told of the engine's work on it.
+    pub told: Told,
     /// An `error` output was seen.
     pub failed: bool,
     /// Somebody interrupted the engine while it ran.
     pub interrupted: bool,
+}
+
+/// A `busy` that no `idle` has followed yet.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct OpenBusy {
+    /// Who heard it; `None`: everybody, for the engine said it.
+    pub client: Option<ClientId>,
+    /// Its parent_header, JSON text.
+    pub parent: String,
+}
+
+/// How far the statuses of an execution have come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum Told {
+    Nothing,
+    Busy,
+    Idle,
 }
 
 /// One request that gets an execution's outputs.
@@ -169,11 +194,10 @@ impl State {
                 message,
             } => self.apply_reply(*client, *channel, *execution, message),
             Body::Iopub {
-                client: None,
+                client,
                 execution,
                 message,
-            } if *execution != 0 => self.apply_output(record.time, *execution, message),
-            Body::Iopub { .. } => {}
+            } => self.apply_output(record.time, *client, *execution, message),
             Body::Note(note) => self.apply_note(record.time, note),
         }
     }
@@ -188,7 +212,7 @@ impl State {
         let awaits = |n: &&ExecutionNumber| {
             self.live.get(n).is_some_and(|execution| match channel {
                 Channel::Shell | Channel::Control => execution.reply.is_none(),
-                Channel::Iopub | Channel::Stdin => !execution.idle,
+                Channel::Iopub | Channel::Stdin => execution.told != Told::Idle,
             })
         };
         candidates
@@ -228,7 +252,9 @@ impl State {
     pub fn running(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
-            .find(|(_, execution)| execution.state != ExecutionState::Queued)
+            .find(|(_, execution)| {
+                execution.state != ExecutionState::Queued && execution.told != Told::Idle
+            })
             .map(|(n, execution)| (*n, execution))
     }
 
@@ -296,7 +322,7 @@ impl State {
             first_seq: record.seq,
             started: None,
             reply: None,
-            idle: false,
+            told: Told::Nothing,
             failed: false,
             interrupted: false,
         };
@@ -396,22 +422,50 @@ impl State {
         }
     }
 
-    fn apply_output(&mut self, time: Micros, n: ExecutionNumber, message: &Message) {
+    fn apply_output(
+        &mut self,
+        time: Micros,
+        client: Option<ClientId>,
+        n: ExecutionNumber,
+        message: &Message,
+    ) {
         let Ok(header) = message.header() else { return };
         match header.msg_type.as_ref() {
-            "status" => {
-                let idle = is_idle(&message.content);
-                if let Some(execution) = self.live.get_mut(&n) {
-                    execution.idle |= idle;
+            "status" => match (self.live.get_mut(&n), is_idle(&message.content)) {
+                (Some(execution), idle) => {
+                    if idle {
+                        execution.told = Told::Idle;
+                    } else if execution.told == Told::Nothing {
+                        execution.told = Told::Busy;
+                    }
                     self.last_activity = time;
                 }
-            }
+                (None, idle) => self.apply_status(client, idle, message),
+            },
             "error" => {
                 if let Some(execution) = self.live.get_mut(&n) {
                     execution.failed = true;
                 }
             }
             _ => {}
+        }
+    }
+
+    /// Of something else than a live execution.
+    fn apply_status(&mut self, client: Option<ClientId>, idle: bool, message: &Message) {
+        let Some(parent) = message.parent() else {
+            return;
+        };
+        if client.is_some() && self.execution_of(&parent, Channel::Iopub).is_some() {
+            // A reminder that an execution runs: its own idle is everybody's.
+            return;
+        }
+        let name = RequestName::of(&parent);
+        self.busy
+            .retain(|busy| busy.client != client || RequestName::of_text(&busy.parent) != name);
+        if !idle && self.busy.len() < BUSY_MAX {
+            let parent = text(&message.parent_header);
+            self.busy.push(OpenBusy { client, parent });
         }
     }
 
@@ -487,7 +541,7 @@ impl State {
             }
         } else if let Some(execution) = self.live.get_mut(&n) {
             execution.state = state;
-            if state == ExecutionState::Running && execution.started.is_none() {
+            if state != ExecutionState::Queued && execution.started.is_none() {
                 execution.started = Some(time);
             }
         }

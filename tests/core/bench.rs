@@ -210,6 +210,11 @@ impl Frontend {
         }
     }
 
+    /// It begins with what is new.
+    pub fn starts_behind(&mut self, records: &[Record]) {
+        self.read = records.len();
+    }
+
     /// Reads on in the records, as the host's cursor does for a launcher and its iopub subscribers.
     pub fn read(&mut self, records: &[Record]) {
         for record in &records[self.read..] {
@@ -393,8 +398,7 @@ impl Bench {
         self.clients += 1;
         let client = ClientId::from_u128(self.clients);
         let mut frontend = Frontend::new(client);
-        // It begins with what is new.
-        frontend.read = self.records.len();
+        frontend.starts_behind(&self.records);
         self.frontends.insert(client, frontend);
         self.event(Event::ClientAttached {
             client,

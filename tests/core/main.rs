@@ -4,4 +4,5 @@ mod attaching;
 mod bench;
 mod deaths;
 mod requests;
+mod simulation;
 mod takeover;
