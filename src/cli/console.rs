@@ -12,6 +12,7 @@ use super::client::{block_on, require_live};
 use super::connect::serve;
 use super::{Exit, Output, find_session};
 use crate::process::PidFd;
+use crate::session::event::CONSOLE_KIND;
 
 /// Open jupyter console on a session; leaving it leaves the session running.
 ///
@@ -37,7 +38,7 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
     block_on(async {
         // Ctrl-C is for the console alone.
         let mut ignored = signal(SignalKind::interrupt())?;
-        serve(&session, "console", |path| {
+        serve(&session, CONSOLE_KIND, |path| {
             let child = Command::new(&jupyter)
                 .args(["console", "--existing"])
                 .arg(path)

@@ -214,6 +214,9 @@ pub struct ExecutionSummary {
     pub ended: Option<Micros>,
 }
 
+/// The kind of client that `farside console` is.
+pub const CONSOLE_KIND: &str = "console";
+
 /// What the CLI asks of a session.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]

@@ -48,6 +48,12 @@ pub fn command_in(code: &str) -> Option<Result<Magic, String>> {
     Some(parse(words))
 }
 
+/// Whether this is how a person leaves a console. (`exit` is code to jupyter console: the engine is to say that it be
+/// left, and ipykernel ends itself with it.)
+pub fn leaves_console(code: &str) -> bool {
+    matches!(code.trim(), "exit" | "exit()" | "quit" | "quit()")
+}
+
 fn parse(words: &str) -> Result<Magic, String> {
     let words: Vec<&str> = words.split_whitespace().collect();
     match words.as_slice() {

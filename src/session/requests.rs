@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::attach::wanted_attachment;
 use super::core::{Core, Engine, Lookup, Then};
 use super::engine::error_content;
-use super::event::{Answer, Command, Effect, ExecutionSummary, Query};
+use super::event::{Answer, CONSOLE_KIND, Command, Effect, ExecutionSummary, Query};
 use super::magic::{self, Magic};
 use super::state::Asked;
 use super::text;
@@ -74,6 +74,18 @@ impl Core {
         {
             let asked = Asked::new(client, Channel::Shell, &message);
             self.on_magic(asked, message, command);
+            return;
+        }
+        if let Ok(code) = &code
+            && magic::leaves_console(code)
+            && self
+                .state
+                .clients
+                .get(&client)
+                .is_some_and(|client| client.kind == CONSOLE_KIND)
+        {
+            let asked = Asked::new(client, Channel::Shell, &message);
+            self.let_console_go(&asked);
             return;
         }
         if let Some(selector) = wanted_attachment(&message.metadata) {
@@ -309,6 +321,15 @@ impl Core {
                 self.end("stopped: %farside retire".into(), false);
             }
         }
+    }
+
+    /// Answers `exit` for the engine, which would end itself. The payload is what ipykernel's `exit` has.
+    fn let_console_go(&mut self, asked: &Asked) {
+        let content = json!({ "status": "ok", "execution_count": self.state.execution_count,
+            "payload": [{ "source": "ask_exit", "keepkernel": true }], "user_expressions": {} });
+        self.status(asked, "busy");
+        self.reply(asked, 0, "execute_reply", &content);
+        self.answered(asked);
     }
 
     /// A magic's output: as a cell's, but without an execution count of its own.

@@ -395,6 +395,10 @@ impl Bench {
     // Frontends.
 
     pub fn attach(&mut self) -> ClientId {
+        self.attach_as("launcher")
+    }
+
+    pub fn attach_as(&mut self, kind: &str) -> ClientId {
         self.clients += 1;
         let client = ClientId::from_u128(self.clients);
         let mut frontend = Frontend::new(client);
@@ -402,7 +406,7 @@ impl Bench {
         self.frontends.insert(client, frontend);
         self.event(Event::ClientAttached {
             client,
-            kind: "launcher".into(),
+            kind: kind.into(),
             pid: 7,
         });
         client

@@ -6,7 +6,7 @@ use farside::session::event::{Command, Event};
 use farside::wire::Channel;
 use serde_json::json;
 
-use crate::bench::{Bench, content, id, past_executions};
+use crate::bench::{Bench, content, id, line, past_executions};
 
 #[test]
 fn kernel_info_waits_for_the_engines_first_answer_and_then_comes_from_the_cache() {
@@ -379,6 +379,39 @@ fn a_late_answer_is_not_the_next_questions() {
     let again = prompts(&mut b, other);
     b.input(other, "two", Some(&again[0]));
     assert_eq!(content(&b.engine_gets("input_reply"))["value"], "two");
+}
+
+#[test]
+fn exit_in_a_console_of_ours_leaves_it_and_ends_nothing() {
+    let (mut b, launcher) = Bench::ready();
+    let console = b.attach_as("console");
+    for code in ["exit", " quit()\n"] {
+        let request = b.execute(console, code);
+        assert!(b.to_engine.is_empty(), "{code}");
+        let heard = b.heard_messages(console);
+        let (_, reply) = &heard[1];
+        assert_eq!(
+            content(reply)["payload"],
+            json!([{ "source": "ask_exit", "keepkernel": true }])
+        );
+        let request = id(&request);
+        assert_eq!(
+            heard
+                .iter()
+                .map(|(channel, message)| line(*channel, message))
+                .collect::<Vec<_>>(),
+            [
+                format!("iopub {request} status busy"),
+                format!("shell {request} execute_reply ok"),
+                format!("iopub {request} status idle"),
+            ]
+        );
+    }
+    b.execute(console, "exit(3)");
+    b.engine_gets("execute_request");
+    // In a notebook it is code like any other.
+    b.execute(launcher, "exit");
+    b.engine_gets("execute_request");
 }
 
 #[test]
