@@ -4,6 +4,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -18,6 +19,10 @@ use crate::wire::{Channel, Message};
 /// What is read at once, from memory or from disk.
 const BATCH_BYTES_MAX: usize = 512 << 10;
 
+/// So much later than its frontend's first request a subscription may come and still get the answer to it. Locally it
+/// is a matter of milliseconds; a loaded machine makes more of them.
+const LATE_SUBSCRIBER: Duration = Duration::from_secs(3);
+
 /// See the module.
 pub(super) struct Cursor {
     client: ClientId,
@@ -29,6 +34,8 @@ pub(super) struct Cursor {
     seq: u64,
     /// Up to here the client has everything already.
     skip: (u64, u32),
+    /// Up to here it gets what is for it alone, and nothing of what was published to all.
+    joined_at: u64,
     disk: Option<journal::Reader>,
     hint: String,
     /// The session's last record was handled: nothing follows.
@@ -46,6 +53,9 @@ pub(super) struct Delivery {
 impl Cursor {
     pub fn new(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
         let last = tail.last_seq();
+        if hello.resume.is_none() && !hello.replies {
+            return Self::joining(hello, session_id, session, tail);
+        }
         let Resume { seq, part, mirrors } = hello.resume.clone().unwrap_or(Resume {
             seq: last,
             part: u32::MAX,
@@ -64,6 +74,29 @@ impl Cursor {
                 seq.min(last).saturating_sub(1)
             },
             skip: (seq, part),
+            joined_at: 0,
+            disk: None,
+            hint: format!("`farside logs {session}`"),
+            over: false,
+        }
+    }
+
+    /// A subscriber that comes fresh. Its frontend connects all its sockets at once, so that farside may have
+    /// answered on shell already when the subscription comes: what was said on iopub meanwhile to this client alone
+    /// (the replay of an attachment, most of all) is still to come.
+    fn joining(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
+        let joined_at = tail.last_seq();
+        let since = crate::state_dir::now().saturating_sub(LATE_SUBSCRIBER.as_micros() as u64);
+        let seq = tail.last_before(since);
+        Self {
+            client: hello.client,
+            replies: false,
+            iopub: hello.iopub,
+            view: View::new(hello.client, session_id.to_owned(), Vec::new()),
+            tail,
+            seq,
+            skip: (seq, u32::MAX),
+            joined_at,
             disk: None,
             hint: format!("`farside logs {session}`"),
             over: false,
@@ -162,7 +195,10 @@ impl Cursor {
     }
 
     fn deliver(&self, part: u32, record: Arc<Record>, to: &mut Vec<Delivery>) {
-        if (record.seq, part) > self.skip {
+        let published_before = part == 0
+            && record.seq <= self.joined_at
+            && matches!(record.body, Body::Iopub { client: None, .. });
+        if (record.seq, part) > self.skip && !published_before {
             to.push(Delivery { part, record });
         }
     }

@@ -142,7 +142,7 @@ pub(super) async fn run(
         name: session.json.name.clone(),
         engine: session.json.engine.clone(),
         interrupt_by_message: session.json.interrupt_by_message,
-        session_id: format!("farside-{}", session.json.id),
+        session_id: session.json.header_session(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
     };
     let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
@@ -556,7 +556,7 @@ impl Driver {
         let (sender, side) = mpsc::unbounded_channel();
         self.streams.insert(stream, sender);
         let facts = &self.session.json;
-        let session_id = format!("farside-{}", facts.id);
+        let session_id = facts.header_session();
         let tail = self.log.tail();
         let seq = tail.last_seq();
         let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);

@@ -144,6 +144,13 @@ impl Tail {
         Some(records.cloned().collect())
     }
 
+    /// Number of the last record before `time`, as far back as memory goes.
+    pub fn last_before(&self, time: Micros) -> u64 {
+        let shared = self.lock();
+        let newer = shared.records.iter().rev().take_while(|record| record.time >= time).last();
+        newer.map_or_else(|| self.last_seq(), |record| record.seq - 1)
+    }
+
     /// Number of the oldest record in memory.
     pub fn first_in_memory(&self) -> Option<u64> {
         self.lock().records.front().map(|record| record.seq)

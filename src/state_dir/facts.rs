@@ -50,6 +50,15 @@ pub struct SessionJson {
 }
 
 impl SessionJson {
+    /// The one `session` in the headers of all that frontends get: as constant as the id it is made of, and in the form
+    /// that jupyter_client gives its own.
+    pub fn header_session(&self) -> String {
+        use sha2::Digest as _;
+        let digest = sha2::Sha256::digest(format!("{} {}", self.id, self.created));
+        let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        format!("{}-{}", &hex[..8], &hex[8..])
+    }
+
     pub(super) fn read(path: &Path) -> Result<Self, StateError> {
         let text = fs::read(path).map_err(StateError::io("read", path))?;
         serde_json::from_slice(&text)
