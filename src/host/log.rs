@@ -147,7 +147,12 @@ impl Tail {
     /// Number of the last record before `time`, as far back as memory goes.
     pub fn last_before(&self, time: Micros) -> u64 {
         let shared = self.lock();
-        let newer = shared.records.iter().rev().take_while(|record| record.time >= time).last();
+        let newer = shared
+            .records
+            .iter()
+            .rev()
+            .take_while(|record| record.time >= time)
+            .last();
         newer.map_or_else(|| self.last_seq(), |record| record.seq - 1)
     }
 

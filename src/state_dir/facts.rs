@@ -55,7 +55,10 @@ impl SessionJson {
     pub fn header_session(&self) -> String {
         use sha2::Digest as _;
         let digest = sha2::Sha256::digest(format!("{} {}", self.id, self.created));
-        let hex: String = digest[..16].iter().map(|byte| format!("{byte:02x}")).collect();
+        let hex: String = digest[..16]
+            .iter()
+            .map(|byte| format!("{byte:02x}"))
+            .collect();
         format!("{}-{}", &hex[..8], &hex[8..])
     }
 
