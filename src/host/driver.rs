@@ -34,7 +34,7 @@ use crate::wire::{Channel, Message};
 const TURN_INPUTS_MAX: usize = 512;
 
 /// status.json is written so long after a change, with all changes up to then.
-const STATUS_DELAY: Duration = Duration::from_millis(15);
+const STATUS_DELAY: Duration = Duration::from_millis(25);
 
 /// How long a client whose link broke may take to come back before it counts as gone; its process lives.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);

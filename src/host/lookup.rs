@@ -1,8 +1,11 @@
 //! The index thread: keeps the index up with the log, and looks things up for the core.
 
 use std::path::PathBuf;
-use std::sync::mpsc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::driver::Input;
 use super::inbox::Inbox;
@@ -12,9 +15,15 @@ use crate::session::event::{Answer, Event, ExecutionSummary, PastExecution, Quer
 
 /// The thread and the way to it.
 pub struct Lookups {
+    /// A [`Task::CatchUp`] is on its way: a flood of records wakes the thread once.
+    told: Arc<AtomicBool>,
     sender: Option<mpsc::SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
+
+/// How far the index may lag behind the log. Readers scan what it lacks, so nobody sees the lag; and a transaction for
+/// each small execution would cost more than the execution.
+const CATCH_UP_EVERY: Duration = Duration::from_millis(250);
 
 enum Task {
     CatchUp,
@@ -28,10 +37,13 @@ impl Lookups {
     /// Starts the thread over the journal in `dir`.
     pub fn start(dir: PathBuf, inbox: Inbox<Input>) -> std::io::Result<Self> {
         let (sender, receiver) = mpsc::sync_channel(TASKS_MAX);
+        let told = Arc::<AtomicBool>::default();
+        let heard = told.clone();
         let thread = std::thread::Builder::new()
             .name("index".into())
-            .spawn(move || run(dir, receiver, inbox))?;
+            .spawn(move || run(dir, receiver, inbox, heard))?;
         Ok(Self {
+            told,
             sender: Some(sender),
             thread: Some(thread),
         })
@@ -39,7 +51,9 @@ impl Lookups {
 
     /// New records are in the log. Never waits: what is skipped is caught up with the next.
     pub fn catch_up(&self) {
-        if let Some(sender) = &self.sender {
+        if let Some(sender) = &self.sender
+            && !self.told.swap(true, Ordering::AcqRel)
+        {
             let _ = sender.try_send(Task::CatchUp);
         }
     }
@@ -60,13 +74,21 @@ impl Lookups {
     }
 }
 
-fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>) {
+fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>, told: Arc<AtomicBool>) {
     let mut index = open(&dir);
+    let mut due: Option<Instant> = None;
     loop {
-        // A flood wakes us for each batch: take them together.
-        let Ok(first) = tasks.recv() else { break };
-        for task in std::iter::once(first).chain(std::iter::from_fn(|| tasks.try_recv().ok())) {
-            if let Task::Query(id, query, session) = task {
+        let task = match due {
+            None => tasks.recv().map_err(|_| RecvTimeoutError::Disconnected),
+            Some(due) => tasks.recv_timeout(due.saturating_duration_since(Instant::now())),
+        };
+        match task {
+            Ok(Task::CatchUp) => {
+                due.get_or_insert_with(|| Instant::now() + CATCH_UP_EVERY);
+            }
+            Ok(Task::Query(id, query, session)) => {
+                due = None;
+                told.store(false, Ordering::Release);
                 let answer = match catch_up(&mut index, &dir) {
                     Some(index) => answer(index, &dir, query, session),
                     None => {
@@ -75,8 +97,14 @@ fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>) {
                 };
                 inbox.send_now(Input::Event(Event::Answer { id, answer }));
             }
+            Err(RecvTimeoutError::Timeout) => {
+                due = None;
+                // Cleared first: what comes from now on is told anew.
+                told.store(false, Ordering::Release);
+                catch_up(&mut index, &dir);
+            }
+            Err(RecvTimeoutError::Disconnected) => break,
         }
-        catch_up(&mut index, &dir);
     }
     catch_up(&mut index, &dir);
 }
