@@ -56,11 +56,19 @@ impl Cursor {
         if hello.resume.is_none() && !hello.replies {
             return Self::joining(hello, session_id, session, tail);
         }
-        let Resume { seq, part, mirrors } = hello.resume.clone().unwrap_or(Resume {
+        let Resume {
+            mut seq,
+            mut part,
+            mirrors,
+        } = hello.resume.clone().unwrap_or(Resume {
             seq: last,
             part: u32::MAX,
             mirrors: Vec::new(),
         });
+        if seq > last {
+            // It saw records of a host before, whose journal could not be written: their numbers are given anew.
+            (seq, part) = (last, u32::MAX);
+        }
         Self {
             client: hello.client,
             replies: hello.replies,
@@ -69,9 +77,9 @@ impl Cursor {
             tail,
             // The last record seen is handled once more, for what it was not seen of.
             seq: if part == u32::MAX {
-                seq.min(last)
+                seq
             } else {
-                seq.min(last).saturating_sub(1)
+                seq.saturating_sub(1)
             },
             skip: (seq, part),
             joined_at: 0,
@@ -103,7 +111,7 @@ impl Cursor {
         }
     }
 
-    /// What comes next; waits for it. `None`: the host ends. Cancelled, it goes on where it was.
+    /// What comes next; waits for it. `None`: the host ends. Cancelled, it may lose what it was about to give.
     pub async fn next(&mut self) -> Option<Vec<Delivery>> {
         loop {
             if self.over {
@@ -228,8 +236,11 @@ impl Cursor {
             }
         };
         let mut records = Vec::new();
+        let in_memory = self.tail.first_in_memory().unwrap_or(u64::MAX);
         for item in items {
             match item {
+                // Behind a hole that the journal has, memory may have what the journal has not.
+                Item::Record(record, _) if record.seq >= in_memory => self.disk = None,
                 Item::Record(record, _) => records.push(record),
                 Item::Gap(gap) => tracing::warn!(?gap, "a reader came to a gap in the journal"),
             }
@@ -312,3 +323,7 @@ fn outputs_so_far(
     });
     Ok(input.into_iter().chain(replayed).collect())
 }
+
+#[cfg(test)]
+#[path = "cursor_tests.rs"]
+mod tests;

@@ -83,3 +83,54 @@ impl<T> Inbox<T> {
         self.sender.send(Queued { item, share: None }).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::future::Future;
+    use std::task::{Context, Poll, Waker};
+
+    use super::*;
+
+    /// Whether a future is done at its first poll.
+    fn is_ready(future: impl Future) -> bool {
+        let mut future = std::pin::pin!(future);
+        let mut context = Context::from_waker(Waker::noop());
+        matches!(future.as_mut().poll(&mut context), Poll::Ready(_))
+    }
+
+    #[test]
+    fn senders_wait_at_the_bound_until_what_was_taken_is_done_with() {
+        let (inbox, mut receiver) = Inbox::new();
+        assert!(is_ready(inbox.send(1, INBOX_BYTES_MAX / 2)));
+        assert!(!is_ready(inbox.send(2, INBOX_BYTES_MAX / 2)));
+        assert!(inbox.send_now(3), "the end of a process does not wait");
+        let (item, share) = receiver.try_recv().unwrap().into_parts();
+        assert_eq!(item, 1);
+        assert!(
+            !is_ready(inbox.send(4, INBOX_BYTES_MAX / 2)),
+            "taken, but not done with"
+        );
+        drop(share);
+        assert!(is_ready(inbox.send(5, INBOX_BYTES_MAX / 2)));
+        let rest: Vec<i32> = std::iter::from_fn(|| receiver.try_recv().ok())
+            .map(|queued| queued.into_parts().0)
+            .collect();
+        assert_eq!(rest, [3, 5]);
+    }
+
+    #[test]
+    fn one_larger_than_the_bound_goes_through_an_empty_queue() {
+        let (inbox, mut receiver) = Inbox::new();
+        assert!(is_ready(inbox.send("large", INBOX_BYTES_MAX * 3)));
+        assert!(!is_ready(inbox.send("small", 1)));
+        drop(receiver.try_recv());
+        assert!(is_ready(inbox.send("small", 1)));
+    }
+
+    #[test]
+    fn nobody_reads_any_more() {
+        let (inbox, receiver) = Inbox::new();
+        drop(receiver);
+        assert!(!inbox.send_now(()));
+    }
+}

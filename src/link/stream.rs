@@ -83,8 +83,11 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
         }
         // It is at most the buffer's length.
         let frame = self.buffer.split_to(size as usize).freeze();
-        if self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES_MAX {
-            self.buffer = BytesMut::new();
+        if frame.len() > READ_BYTES_MAX
+            || self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES_MAX
+        {
+            // What is left would keep all of a large frame's memory, and later take it for its own.
+            self.buffer = BytesMut::from(&self.buffer[..]);
         }
         Frame::decode(frame).map(Some)
     }
@@ -141,3 +144,7 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
         self.flush().await
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

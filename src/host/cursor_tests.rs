@@ -1,0 +1,493 @@
+use std::path::Path;
+
+use super::*;
+use crate::host::log::{Appended, Log};
+use crate::journal::record::{Micros, Note};
+use crate::journal::{Writer, WriterOptions};
+use crate::wire::message::HeaderFields;
+use serde_json::json;
+
+const CLIENT: ClientId = ClientId::from_u128(1);
+
+/// Larger than what the log keeps in memory, in so many records.
+const LAGGING_RECORDS: u64 = 120;
+const LARGE_BYTES: usize = 64 << 10;
+
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread()
+        .build()
+        .unwrap()
+        .block_on(future)
+}
+
+fn new_log(dir: &Path) -> Log {
+    let (writer, recovered) = Writer::open(dir, WriterOptions::default()).unwrap();
+    Log::new(writer, dir, recovered.next_seq - 1)
+}
+
+fn hello(resume: Option<Resume>) -> Hello {
+    Hello {
+        version: 1,
+        client: CLIENT,
+        kind: "launcher".into(),
+        pid: 1,
+        parent_pid: None,
+        claim: true,
+        connection_file: None,
+        replies: true,
+        iopub: true,
+        resume,
+    }
+}
+
+fn cursor(log: &Log, resume: Option<Resume>) -> Cursor {
+    Cursor::new(&hello(resume), "s", "id", log.tail())
+}
+
+fn from_the_start() -> Option<Resume> {
+    Some(Resume::default())
+}
+
+fn message(msg_type: &str, msg_id: &str, parent: &str, content: serde_json::Value) -> Message {
+    let header = HeaderFields {
+        msg_id,
+        msg_type,
+        session_id: "s",
+        username: "u",
+        date: 0,
+    };
+    Message::new(
+        &header,
+        &Bytes::copy_from_slice(parent.as_bytes()),
+        &content,
+    )
+}
+
+fn record(seq: u64, body: Body) -> Arc<Record> {
+    let time: Micros = seq;
+    Arc::new(Record { seq, time, body })
+}
+
+fn large(seq: u64) -> Arc<Record> {
+    let mut message = message("stream", &format!("m{seq}"), "{}", json!({}));
+    message.content = vec![b' '; LARGE_BYTES].into();
+    record(
+        seq,
+        Body::Iopub {
+            client: None,
+            execution: 0,
+            message,
+        },
+    )
+}
+
+fn append(log: &mut Log, records: Vec<Arc<Record>>) {
+    assert!(matches!(log.append(records), Appended::Kept));
+}
+
+/// What the cursor has, until it has this record.
+async fn read_until(cursor: &mut Cursor, seq: u64) -> Vec<u64> {
+    let mut seqs = Vec::new();
+    while seqs.last() != Some(&seq) {
+        let deliveries = cursor.next().await.expect("the host lives");
+        seqs.extend(deliveries.iter().map(|delivery| delivery.record.seq));
+    }
+    seqs
+}
+
+#[test]
+fn a_reader_that_lags_gets_the_files_and_then_the_tail_without_loss_or_duplicates() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    block_on(async {
+        let mut lags = cursor(&log, from_the_start());
+        let mut keeps_up = cursor(&log, None);
+        for seq in 1..=LAGGING_RECORDS {
+            append(&mut log, vec![large(seq)]);
+            assert_eq!(read_until(&mut keeps_up, seq).await, [seq]);
+        }
+        assert!(log.tail().first_in_memory().unwrap() > 20, "it does lag");
+        // While it catches up, more comes: it ends in memory.
+        let mut seqs = Vec::new();
+        let mut last = LAGGING_RECORDS;
+        while seqs.last() != Some(&last) {
+            let deliveries = lags.next().await.unwrap();
+            let bytes: usize = (deliveries.iter()).map(|_| LARGE_BYTES).sum();
+            assert!(
+                bytes <= BATCH_BYTES_MAX + LARGE_BYTES,
+                "one batch at a time"
+            );
+            seqs.extend(deliveries.iter().map(|delivery| delivery.record.seq));
+            if last < LAGGING_RECORDS + 40 {
+                append(&mut log, (last + 1..=last + 4).map(large).collect());
+                last += 4;
+            }
+        }
+        assert_eq!(seqs, (1..=last).collect::<Vec<_>>());
+        assert!(lags.disk.is_none(), "it keeps up now");
+    });
+}
+
+#[test]
+fn a_reader_behind_a_hole_in_the_journal_gets_what_memory_has_of_it() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // The journal has 1..=20 and 101.., as after a full disk; the log in memory was not interrupted.
+    let (mut kept, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    let (writer, _) = Writer::open(elsewhere.path(), WriterOptions::default()).unwrap();
+    let mut log = Log::new(writer, dir.path(), 0);
+    for seq in 1..=110 {
+        append(&mut log, vec![large(seq)]);
+        if seq <= 20 || seq > 100 {
+            kept.append(&[large(seq)]).unwrap();
+        }
+    }
+    let first = log.tail().first_in_memory().unwrap();
+    assert!((21..100).contains(&first), "{first}");
+    let seqs = block_on(read_until(&mut cursor(&log, from_the_start()), 110));
+    let expected: Vec<u64> = (1..=20).chain(first..=110).collect();
+    assert_eq!(seqs, expected);
+}
+
+/// An execution with outputs, another one, and a client that attaches to both.
+fn attached_session(log: &mut Log) -> u64 {
+    let execute = |id: &str| message("execute_request", id, "{}", json!({ "code": "x" }));
+    let parents: Vec<String> = ["e1", "e2", "a1", "a2"]
+        .iter()
+        .map(|id| String::from_utf8(execute(id).header.to_vec()).unwrap())
+        .collect();
+    let mut bodies = Vec::new();
+    let output = |n: u64, msg_type: &str, content: serde_json::Value, id: usize| Body::Iopub {
+        client: None,
+        execution: n,
+        message: message(
+            msg_type,
+            &format!("o{id}"),
+            &parents[n as usize - 1],
+            content,
+        ),
+    };
+    for (n, id) in [(1, "e1"), (2, "e2")] {
+        bodies.push(Body::Request {
+            channel: Channel::Shell,
+            client: CLIENT,
+            execution: n,
+            message: execute(id),
+        });
+        let first = bodies.len();
+        bodies.push(output(
+            n,
+            "status",
+            json!({ "execution_state": "busy" }),
+            first,
+        ));
+        bodies.push(output(
+            n,
+            "execute_input",
+            json!({ "code": "x" }),
+            first + 1,
+        ));
+        for (at, name) in ["stdout", "stderr", "stdout"].into_iter().enumerate() {
+            let content = json!({ "name": name, "text": format!("{n} {at}\n") });
+            bodies.push(output(n, "stream", content, first + 2 + at));
+        }
+    }
+    let attach = |parent: usize, n: u64, first_seq: u64| {
+        Body::Note(Note::Attach {
+            client: CLIENT,
+            parent: parents[parent].clone(),
+            n,
+            first_seq,
+        })
+    };
+    bodies.push(attach(2, 1, 1));
+    bodies.push(output(
+        1,
+        "stream",
+        json!({ "name": "stdout", "text": "live" }),
+        50,
+    ));
+    bodies.push(attach(3, 1, 1));
+    bodies.push(output(
+        1,
+        "stream",
+        json!({ "name": "stderr", "text": "both" }),
+        51,
+    ));
+    bodies.push(attach(3, 2, 7));
+    bodies.push(output(
+        2,
+        "stream",
+        json!({ "name": "stdout", "text": "two" }),
+        52,
+    ));
+    bodies.push(Body::Note(Note::AttachEnded {
+        client: CLIENT,
+        msg_id: "a1".into(),
+    }));
+    bodies.push(Body::Reply {
+        channel: Channel::Shell,
+        client: CLIENT,
+        execution: 0,
+        message: message(
+            "execute_reply",
+            "r1",
+            &parents[2],
+            json!({ "status": "ok" }),
+        ),
+    });
+    bodies.push(output(
+        1,
+        "stream",
+        json!({ "name": "stdout", "text": "end" }),
+        53,
+    ));
+    // For nobody here.
+    bodies.push(Body::Reply {
+        channel: Channel::Shell,
+        client: ClientId::from_u128(2),
+        execution: 0,
+        message: message("execute_reply", "r2", "{}", json!({})),
+    });
+    bodies.push(output(
+        2,
+        "stream",
+        json!({ "name": "stdout", "text": "last" }),
+        54,
+    ));
+    let records: Vec<_> = (1..)
+        .zip(bodies)
+        .map(|(seq, body)| record(seq, body))
+        .collect();
+    let last = records.len() as u64;
+    append(log, records);
+    last
+}
+
+/// A client's account of where it is, kept as a launcher keeps it.
+#[derive(Clone, Default)]
+struct Place {
+    seq: u64,
+    part: u32,
+    mirrors: Vec<crate::session::view::Mirror>,
+}
+
+impl Place {
+    fn take(&mut self, delivery: &Delivery) {
+        (self.seq, self.part) = (delivery.record.seq, delivery.part);
+        match &delivery.record.body {
+            Body::Note(Note::Attach { parent, n, .. }) => {
+                self.mirrors.push(crate::session::view::Mirror {
+                    parent: parent.clone(),
+                    n: *n,
+                });
+            }
+            Body::Note(Note::AttachEnded { msg_id, .. }) => self
+                .mirrors
+                .retain(|mirror| crate::session::state::header_id(&mirror.parent) != *msg_id),
+            _ => {}
+        }
+    }
+
+    fn resume(&self) -> Option<Resume> {
+        Some(Resume {
+            seq: self.seq,
+            part: self.part,
+            mirrors: self.mirrors.clone(),
+        })
+    }
+}
+
+async fn all(cursor: &mut Cursor, last: u64) -> Vec<Delivery> {
+    let mut deliveries = Vec::new();
+    while deliveries
+        .last()
+        .is_none_or(|delivery: &Delivery| delivery.record.seq < last)
+    {
+        deliveries.extend(cursor.next().await.expect("the host lives"));
+    }
+    deliveries
+}
+
+fn plain(deliveries: &[Delivery]) -> Vec<(u64, u32, Record)> {
+    (deliveries.iter())
+        .map(|delivery| {
+            let record = (*delivery.record).clone();
+            (record.seq, delivery.part, record)
+        })
+        .collect()
+}
+
+#[test]
+fn a_client_that_comes_back_to_any_place_gets_exactly_the_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    let last = attached_session(&mut log);
+    block_on(async {
+        let deliveries = all(&mut cursor(&log, from_the_start()), last).await;
+        let everything = plain(&deliveries);
+        let replays = (deliveries.iter())
+            .filter(|delivery| delivery.part > 0)
+            .count();
+        // Three replays of the input and three or more streams each, and the copies of what came live.
+        assert!(replays > 16, "{replays}");
+        let mut place = Place::default();
+        for (at, delivery) in deliveries.iter().enumerate() {
+            let rest = all(&mut cursor(&log, place.resume()), last).await;
+            assert_eq!(
+                plain(&rest),
+                everything[at..],
+                "from {} {}",
+                place.seq,
+                place.part
+            );
+            place.take(delivery);
+        }
+    });
+}
+
+#[test]
+fn a_replay_is_the_input_and_the_outputs_so_far_and_then_come_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    let last = attached_session(&mut log);
+    let deliveries = block_on(async { all(&mut cursor(&log, from_the_start()), last).await });
+    let shown: Vec<String> = (deliveries.iter())
+        .filter_map(|delivery| match &delivery.record.body {
+            Body::Iopub { message, .. } if message.parent().is_some_and(|p| p.msg_id == "a1") => {
+                let content: serde_json::Value = serde_json::from_slice(&message.content).unwrap();
+                let gist = content["text"].as_str().or(content["code"].as_str());
+                Some(gist.unwrap().to_owned())
+            }
+            _ => None,
+        })
+        .collect();
+    assert_eq!(shown, ["x", "1 0\n", "1 1\n", "1 2\n", "live", "both"]);
+    let mut ids: Vec<String> = (deliveries.iter())
+        .filter_map(|delivery| match &delivery.record.body {
+            Body::Iopub { message, .. } => Some(message.header().unwrap().msg_id.into_owned()),
+            _ => None,
+        })
+        .collect();
+    let count = ids.len();
+    ids.sort();
+    ids.dedup();
+    assert_eq!(ids.len(), count, "each message has its own id");
+}
+
+#[test]
+fn a_client_that_saw_more_than_the_journal_has_begins_with_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    append(&mut log, (1..=3).map(large).collect());
+    let mut cursor = cursor(
+        &log,
+        Some(Resume {
+            seq: 10,
+            part: 0,
+            mirrors: Vec::new(),
+        }),
+    );
+    append(&mut log, (4..=5).map(large).collect());
+    assert_eq!(block_on(read_until(&mut cursor, 5)), [4, 5]);
+}
+
+#[test]
+fn without_a_place_the_stream_begins_with_what_is_new() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    append(&mut log, (1..=3).map(large).collect());
+    let mut cursor = cursor(&log, None);
+    append(&mut log, vec![large(4)]);
+    assert_eq!(block_on(read_until(&mut cursor, 4)), [4]);
+}
+
+#[test]
+fn a_client_gets_what_it_asked_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    let last = attached_session(&mut log);
+    append(&mut log, vec![large(last + 1)]);
+    append(
+        &mut log,
+        vec![record(
+            last + 2,
+            Body::Reply {
+                channel: Channel::Control,
+                client: CLIENT,
+                execution: 0,
+                message: message("x_reply", "r9", "{}", json!({})),
+            },
+        )],
+    );
+    let of = |replies, iopub| {
+        let hello = Hello {
+            replies,
+            iopub,
+            ..hello(from_the_start())
+        };
+        Cursor::new(&hello, "s", "id", log.tail())
+    };
+    block_on(async {
+        let replies = all(&mut of(true, false), last + 2).await;
+        let is_reply = |delivery: &Delivery| matches!(delivery.record.body, Body::Reply { .. });
+        assert_eq!(replies.len(), 2);
+        assert!(replies.iter().all(is_reply));
+        let iopub = all(&mut of(false, true), last + 1).await;
+        assert!(!iopub.iter().any(is_reply));
+    });
+}
+
+#[test]
+fn the_hosts_end_ends_the_stream() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    append(&mut log, vec![large(1)]);
+    let mut stays = cursor(&log, from_the_start());
+    drop(log);
+    block_on(async {
+        assert_eq!(read_until(&mut stays, 1).await, [1], "what there is");
+        assert!(stays.next().await.is_none());
+    });
+    let mut log = new_log(dir.path());
+    let reason = "stopped".into();
+    append(
+        &mut log,
+        vec![
+            large(2),
+            record(3, Body::Note(Note::SessionEnded { reason })),
+        ],
+    );
+    let mut ends = cursor(&log, from_the_start());
+    block_on(async {
+        let mut seqs = Vec::new();
+        while let Some(deliveries) = ends.next().await {
+            seqs.extend(deliveries.iter().map(|delivery| delivery.record.seq));
+        }
+        assert_eq!(seqs, [1, 2], "and then nothing, though the host lives");
+    });
+}
+
+#[test]
+fn the_tail_gives_what_fits_and_knows_what_it_has_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    let tail = log.tail();
+    assert_eq!(tail.behind(0, 1).unwrap().len(), 0);
+    append(&mut log, (1..=LAGGING_RECORDS).map(large).collect());
+    let first = tail.first_in_memory().unwrap();
+    assert!(tail.behind(first - 2, usize::MAX).is_none());
+    let seqs = |seq, bytes| -> Vec<u64> {
+        (tail.behind(seq, bytes).unwrap().iter())
+            .map(|record| record.seq)
+            .collect()
+    };
+    assert_eq!(
+        seqs(first - 1, usize::MAX),
+        (first..=LAGGING_RECORDS).collect::<Vec<_>>()
+    );
+    assert_eq!(seqs(first - 1, 1), [first], "at least one");
+    assert_eq!(seqs(first - 1, LARGE_BYTES + 4096), [first, first + 1]);
+    assert_eq!(seqs(LAGGING_RECORDS, usize::MAX), [0; 0]);
+    let memory: usize = (first..=LAGGING_RECORDS).map(|_| LARGE_BYTES).sum();
+    assert!(memory <= 4 << 20, "{memory}");
+}
