@@ -402,6 +402,37 @@ fn without_a_place_the_stream_begins_with_what_is_new() {
 }
 
 #[test]
+fn a_subscription_that_comes_late_gets_what_was_said_to_its_client_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    let iopub = |seq, to: Option<ClientId>, time| {
+        let body = Body::Iopub {
+            client: to,
+            execution: 0,
+            message: message("stream", &format!("m{seq}"), "{}", json!({})),
+        };
+        Arc::new(Record { seq, time, body })
+    };
+    let (now, long_ago) = (crate::state_dir::now(), 1000);
+    append(
+        &mut log,
+        vec![
+            iopub(1, Some(CLIENT), long_ago),
+            iopub(2, None, now),
+            iopub(3, Some(CLIENT), now),
+            iopub(4, Some(ClientId::from_u128(2)), now),
+        ],
+    );
+    let hello = Hello {
+        replies: false,
+        ..hello(None)
+    };
+    let mut cursor = Cursor::new(&hello, "s", "id", log.tail());
+    append(&mut log, vec![iopub(5, None, now)]);
+    assert_eq!(block_on(read_until(&mut cursor, 5)), [3, 5]);
+}
+
+#[test]
 fn a_client_gets_what_it_asked_for() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = new_log(dir.path());
