@@ -137,7 +137,8 @@ def main() -> int:
     again, frontend = start()
     attach = frontend.execute("%farside attach")
     got = watch(frontend, attach, lambda _: False)
-    bars = [line for line in got["stderr"].replace("\r", "\n").splitlines() if line.strip()]
+    # As a terminal shows them: what follows a carriage return has taken the place of what stood before it.
+    bars = [line.rsplit("\r", 1)[-1] for line in got["stderr"].split("\n") if line.strip()]
     for bar in bars:
         print(f"      {paint('33', bar)}")
 
