@@ -1,0 +1,372 @@
+//! Random sessions: frontends, an engine like ipykernel, deaths of engine and host, a journal that fails. What must hold
+//! is checked at every step and when all has come to rest.
+//!
+//! A failure prints its seed: `FARSIDE_SEED=17 cargo test --test core simulation -- --nocapture` runs that one alone and
+//! prints what happened. `FARSIDE_SEEDS=100000` runs more of them (`make simulate`).
+
+mod checks;
+mod engine;
+mod frontends;
+mod host;
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use bytes::Bytes;
+use farside::journal::record::{Body, ClientId, Note, Record};
+use farside::session::core::Core;
+use farside::session::event::{Event, Query};
+use farside::session::state::State;
+use farside::wire::{Channel, Message};
+use serde_json::json;
+
+use crate::bench::{Frontend, answer, facts, id, line};
+
+/// Enough for every pair of things to meet somewhere, in a few seconds.
+const SEEDS: u64 = 3000;
+
+const STEPS_MAX: usize = 250;
+
+/// Far more than any session needs to come to rest.
+const REST_STEPS_MAX: usize = 20_000;
+
+#[test]
+fn random_sessions() {
+    if let Ok(seed) = std::env::var("FARSIDE_SEED") {
+        let seed = seed.parse().expect("FARSIDE_SEED is a number");
+        Simulation::new(seed, true).run();
+        return;
+    }
+    let seeds = std::env::var("FARSIDE_SEEDS").map_or(SEEDS, |seeds| {
+        seeds.parse().expect("FARSIDE_SEEDS is a number")
+    });
+    let threads = std::thread::available_parallelism().map_or(1, usize::from) as u64;
+    std::thread::scope(|scope| {
+        for first in 0..threads {
+            scope.spawn(move || {
+                for seed in (first..seeds).step_by(threads as usize) {
+                    let run = AssertUnwindSafe(|| Simulation::new(seed, false).run());
+                    if let Err(panic) = catch_unwind(run) {
+                        eprintln!("the seed was {seed}: FARSIDE_SEED={seed} runs it again");
+                        resume_unwind(panic);
+                    }
+                }
+            });
+        }
+    });
+}
+
+/// splitmix64.
+struct Rng(u64);
+
+impl Rng {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, n: usize) -> usize {
+        (self.next() % n as u64) as usize
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.below(n) == 0
+    }
+
+    fn pick<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        (!of.is_empty()).then(|| &of[self.below(of.len())])
+    }
+}
+
+/// The process of an engine.
+struct Engine {
+    generation: u32,
+    connected: bool,
+    /// Its PUB socket knows of the subscriber.
+    subscribed: bool,
+    shell: VecDeque<Message>,
+    control: VecDeque<Message>,
+    stdin: VecDeque<Message>,
+    /// What it has sent, on each socket in order.
+    sent: HashMap<Channel, VecDeque<Message>>,
+    running: Option<Message>,
+    asks: bool,
+    interrupted: bool,
+    stopping: bool,
+    dead: bool,
+}
+
+struct Client {
+    frontend: Frontend,
+    attached: bool,
+    number: u64,
+    /// The last request: its acknowledgement can be lost with the host.
+    last: Option<(Channel, Message)>,
+    answered_questions: HashSet<String>,
+}
+
+struct Asked {
+    client: ClientId,
+    channel: Channel,
+    request: Message,
+}
+
+struct Simulation {
+    rng: Rng,
+    loud: bool,
+    now: u64,
+    core: Core,
+    by_message: bool,
+    hosts: u32,
+    /// What readers saw, without holes.
+    published: Vec<Record>,
+    /// What the journal has.
+    persisted: Vec<Record>,
+    failing: bool,
+    failure_was_told: bool,
+    /// Headers of the requests in the journal.
+    recorded: HashSet<Bytes>,
+    engine: Option<Engine>,
+    to_spawn: Option<u32>,
+    queries: Vec<(u64, Query)>,
+    clients: Vec<Client>,
+    asked: Vec<Asked>,
+    asked_twice: HashSet<Bytes>,
+    engine_messages: u64,
+    over: bool,
+    engine_died: bool,
+    host_died: bool,
+    calm: bool,
+}
+
+impl Simulation {
+    fn new(seed: u64, loud: bool) -> Self {
+        let mut rng = Rng(seed);
+        let by_message = rng.one_in(2);
+        Self {
+            rng,
+            loud,
+            now: 1_700_000_000_000_000,
+            core: Core::new(facts(by_message), "host1".into(), State::default(), 1),
+            by_message,
+            hosts: 1,
+            published: Vec::new(),
+            persisted: Vec::new(),
+            failing: false,
+            failure_was_told: false,
+            recorded: HashSet::new(),
+            engine: None,
+            to_spawn: None,
+            queries: Vec::new(),
+            clients: Vec::new(),
+            asked: Vec::new(),
+            asked_twice: HashSet::new(),
+            engine_messages: 0,
+            over: false,
+            engine_died: false,
+            host_died: false,
+            calm: false,
+        }
+    }
+
+    fn run(&mut self) {
+        let effects = self.core.open(1, self.now);
+        self.carry_out(effects);
+        // Most of what goes wrong needs few steps; some of it needs many.
+        let max = if self.rng.one_in(5) {
+            STEPS_MAX
+        } else {
+            STEPS_MAX / 3
+        };
+        let steps = 20 + self.rng.below(max);
+        for _ in 0..steps {
+            if self.over {
+                break;
+            }
+            self.step();
+        }
+        self.calm = true;
+        self.come_to_rest();
+        self.check_replies();
+        self.check_statuses();
+        self.check_attachments();
+        self.check_ids();
+    }
+
+    fn say(&self, what: impl FnOnce() -> String) {
+        if self.loud {
+            println!("{}", what());
+        }
+    }
+
+    fn step(&mut self) {
+        match self.rng.below(100) {
+            0..=27 => self.engine_works(),
+            28..=59 => {
+                self.deliver();
+            }
+            60..=66 => {
+                if !self.engine_grows() {
+                    self.engine_is_asked_again();
+                }
+            }
+            67..=86 => self.asks_something(),
+            87..=89 => self.answer_query(),
+            90 | 91 => {
+                if self.clients.iter().filter(|client| client.attached).count() < 3 {
+                    self.attach();
+                }
+            }
+            92 => {
+                if let Some(at) = self.a_client()
+                    && self.rng.one_in(2)
+                {
+                    self.clients[at].attached = false;
+                    self.detached(self.clients[at].frontend.client);
+                }
+            }
+            93..=95 => {
+                if let Some(at) = self.a_client() {
+                    self.answers_a_question(at);
+                }
+            }
+            96 => {
+                if self.rng.one_in(3) {
+                    self.engine_dies();
+                }
+            }
+            97 => {
+                if !self.failing && !self.failure_was_told && self.rng.one_in(2) {
+                    self.host_dies();
+                }
+            }
+            98 => {
+                if self.failing {
+                    self.failing = false;
+                } else {
+                    self.failing = self.rng.one_in(4);
+                }
+            }
+            _ => {
+                if !self.failing && !self.failure_was_told {
+                    self.now += 1000;
+                    let effects = self.core.checkpoint(self.now);
+                    self.carry_out(effects);
+                }
+            }
+        }
+    }
+
+    fn answer_query(&mut self) {
+        if self.queries.is_empty() {
+            return;
+        }
+        let at = self.rng.below(self.queries.len());
+        let (query, what) = self.queries.remove(at);
+        let answer = answer(&self.published, &what);
+        self.event(Event::Answer { id: query, answer });
+    }
+
+    fn come_to_rest(&mut self) {
+        self.say(|| "-- from here on to rest".into());
+        self.failing = false;
+        if self.clients.iter().all(|client| !client.attached) {
+            self.attach();
+        }
+        for _ in 0..REST_STEPS_MAX {
+            if self.over {
+                return;
+            }
+            let works = self.engine.as_ref().is_some_and(|engine| {
+                let waits = engine.asks && engine.stdin.is_empty() && !engine.interrupted;
+                !engine.dead
+                    && (engine.running.is_some() && !waits
+                        || engine.running.is_none() && !engine.shell.is_empty()
+                        || !engine.control.is_empty())
+            });
+            if self.deliver() {
+                continue;
+            }
+            if !self.queries.is_empty() {
+                self.answer_query();
+            } else if works {
+                self.engine_works();
+            } else if self.engine_grows() {
+                // One step at a time.
+            } else if self.engine.as_ref().is_some_and(|engine| engine.asks) {
+                self.answers_the_engine();
+            } else if self.engine_is_asked_again() {
+                // What follows of it comes next.
+            } else {
+                self.check_rest();
+                return;
+            }
+        }
+        panic!("it does not come to rest");
+    }
+
+    /// Somebody answers what the engine waits for; where the question was lost with a host, somebody interrupts.
+    fn answers_the_engine(&mut self) {
+        let Some(at) = self.a_client() else { return };
+        if self.core.state().input.is_some() {
+            let reply = self.request(at, "input_reply", json!({ "value": "v" }));
+            self.send(at, Channel::Stdin, reply);
+        } else {
+            assert!(
+                self.host_died,
+                "the engine waits for input, and nobody knows"
+            );
+            let request = self.request(at, "interrupt_request", json!({}));
+            self.send(at, Channel::Control, request);
+        }
+    }
+}
+
+fn gist(event: &Event) -> String {
+    match event {
+        Event::Request {
+            channel,
+            message,
+            again,
+            ..
+        } => {
+            let header = message.header().unwrap();
+            let again = if *again { " again" } else { "" };
+            format!(
+                "{} {} {}{again}",
+                channel.name(),
+                header.msg_type,
+                header.msg_id
+            )
+        }
+        Event::EngineMessage { channel, message } => format!("engine: {}", line(*channel, message)),
+        other => format!("{other:?}"),
+    }
+}
+
+fn describe(record: &Record) -> String {
+    match &record.body {
+        Body::Request {
+            message, execution, ..
+        } => format!("request {execution} {}", id(message)),
+        Body::Reply {
+            channel, message, ..
+        } => format!("reply {}", line(*channel, message)),
+        Body::Iopub {
+            client,
+            execution,
+            message,
+        } => {
+            let to = client.map_or("all".into(), |client| client.as_u128().to_string());
+            format!(
+                "iopub to {to} of {execution}: {}",
+                line(Channel::Iopub, message)
+            )
+        }
+        Body::Note(Note::Checkpoint { .. }) => "checkpoint".into(),
+        Body::Note(note) => format!("{note:?}"),
+    }
+}
