@@ -407,6 +407,7 @@ class Sandbox:
         self.clients: list[Any] = []
         self.children: list[subprocess.Popen] = []
         self.installed: set[str] = set()
+        self.ports: set[int] = set()
 
     # Kernels.
 
@@ -435,21 +436,21 @@ class Sandbox:
         raise AssertionError(f"no kernelspec {name}")
 
     def free_port(self) -> int:
-        with socket.socket() as probe:
-            probe.bind((self.address, 0))
-            return probe.getsockname()[1]
+        """A port of this sandbox's address that nobody has and that was not given out before."""
+        while True:
+            with socket.socket() as probe:
+                probe.bind((self.address, 0))
+                port = probe.getsockname()[1]
+            if port not in self.ports:
+                self.ports.add(port)
+                return port
 
     def write_connection_file(
         self, path: Path, transport: str, key: str | None, kernel: str, jupyter_session: str | None
     ) -> None:
         names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
         if transport == "tcp":
-            held = [socket.socket() for _ in names]
-            for one in held:
-                one.bind((self.address, 0))
-            ports = dict(zip(names, (one.getsockname()[1] for one in held), strict=True))
-            for one in held:
-                one.close()
+            ports = {name: self.free_port() for name in names}
             ip = self.address
         else:
             ip = str(self.runtime / f"k{len(self.launchers)}")
@@ -594,7 +595,7 @@ class Sandbox:
         if not left:
             sockets = [str(p.relative_to(self.root)) for p in self.xdg_runtime.rglob("*") if p.is_socket()]
             wrong += [f"socket left behind: {path}" for path in sockets]
-            stray = [*self.home.glob("state/farside*"), *self.tmp.glob("farside*")]
+            stray = self.home.glob("state/farside*")
             wrong += [f"file outside of its folder: {path.relative_to(self.root)}" for path in stray]
         with suppress(Lost):
             wait_until(lambda: not self.processes(), "the killed to be gone", END_SECONDS)

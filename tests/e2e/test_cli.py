@@ -182,7 +182,7 @@ def test_logs_as_records(sandbox: Sandbox) -> None:
 def test_output_goes_to_a_closed_pipe_quietly(sandbox: Sandbox) -> None:
     name = new(sandbox)
     sandbox.cli("exec", name, "for i in range(100_000): print(i)", check=True)
-    child = sandbox.spawn_cli("logs", name)
+    child = sandbox.spawn_cli("logs", name, "1")
     assert child.stdout is not None and child.stderr is not None
     assert child.stdout.readline() == "0\n"
     child.stdout.close()

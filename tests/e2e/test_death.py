@@ -232,4 +232,7 @@ def test_attach_to_a_lost_session_is_honest(sandbox: Sandbox, launcher: Launcher
     assert lost["state"] == "lost", lost
     assert lost["end_reason"].startswith("host_lost")
     assert [e["state"] for e in sandbox.executions(session["id"])] == ["lost"]
-    assert sandbox.cli("logs", session["id"], check=True)[1].startswith(cell.first)
+    assert sandbox.cli("logs", session["id"], "1", check=True)[1].startswith(cell.first)
+    # Nobody was left to tidy up: prune does, and takes the sockets too.
+    sandbox.cli("prune", "--older-than", "0s", check=True)
+    assert sandbox.ls(everything=True) == []

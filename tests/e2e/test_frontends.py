@@ -88,7 +88,8 @@ def rendered(outputs: list) -> list:
 
 
 def overwrite(text: str) -> str:
-    """\\r and \\b as JupyterLab applies them: what is written over is gone, what is longer stays."""
+    """\\r and \\b as JupyterLab applies them: \\b takes the character before it away, what is written after \\r
+    replaces what stood there, and what was longer stays."""
     lines = []
     for line in text.split("\n"):
         cells: list[str] = []
@@ -98,6 +99,7 @@ def overwrite(text: str) -> str:
                 at = 0
             elif char == "\b":
                 at = max(0, at - 1)
+                del cells[at : at + 1]
             else:
                 cells[at : at + 1] = char
                 at += 1
@@ -172,7 +174,8 @@ def test_farside_console_comes_back_to_a_session(sandbox: Sandbox) -> None:
     console.expect("In [")
     console.type("kept.upper()\n")
     console.expect("HERE")
-    console.type("exit\n")
+    # A plain `exit` ends ipykernel itself, farside or not.
+    console.type("exit(keep_kernel=True)\n")
     console.wait()
     assert sandbox.session()["id"] == session["id"]
     assert sandbox.cli("exec", "far", "print(kept)", check=True)[1] == "here\n"
