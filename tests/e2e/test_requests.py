@@ -108,7 +108,14 @@ def test_jupyter_client_restarts_and_shuts_down_as_ever(sandbox: Sandbox, monkey
         after = sandbox.session()
         assert after["id"] == session["id"]
         assert not alive(session["engine_pid"])
+        running = client.execute("import time; time.sleep(60)")
+        while client.get_iopub_msg(timeout=20)["msg_type"] != "execute_input":
+            pass
         manager.interrupt_kernel()
+        reply = client.get_shell_msg(timeout=20)
+        while reply["parent_header"]["msg_id"] != running:
+            reply = client.get_shell_msg(timeout=20)
+        assert reply["content"]["ename"] == "KeyboardInterrupt"
         assert client.execute_interactive("1", timeout=20)["content"]["status"] == "ok"
     finally:
         client.stop_channels()
