@@ -46,10 +46,16 @@ try {
   if (step === "start") await until(async () => (await status()) === "idle", "an idle kernel");
   else await until(async () => (await status()) !== null && !["unknown", "starting", "connecting"].includes(await status()), "a kernel");
   const opened = await status();
-  await cell.locator(".cm-content").click();
-  await page.keyboard.press("Shift+Enter");
-  const output = () => cell.locator(".jp-OutputArea-output").allInnerTexts().then((texts) => texts.join(""));
   const prompt = () => cell.locator(".jp-InputPrompt").first().innerText();
+  // JupyterLab may still move the focus about while it starts: until the cell runs, ask for it once more.
+  await until(async () => {
+    if (!/\[ \]/.test(await prompt())) return true;
+    await cell.locator(".cm-content").click();
+    await page.keyboard.press("Shift+Enter");
+    await page.waitForTimeout(1000);
+    return false;
+  }, "the cell to run");
+  const output = () => cell.locator(".jp-OutputArea-output").allInnerTexts().then((texts) => texts.join(""));
   await until(async () => (await output()).includes(argument), `${JSON.stringify(argument)} in the output`);
   const result = { opened, during: await status() };
   if (step === "attach") {

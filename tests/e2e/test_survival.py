@@ -301,9 +301,9 @@ def test_a_shutdown_while_the_engine_starts_ends_the_session(sandbox: Sandbox) -
     argv = ["sh", "-c", slow, "sh", str(gate), sys.executable, "{connection_file}"]
     (folder / "kernel.json").write_text(json.dumps({"argv": argv, "display_name": "Slow", "language": "python"}))
     launcher = sandbox.launch("farside-slow")
-    client = launcher.connect()
+    client = launcher.connect(iopub=False)
+    client.send("control", "interrupt_request")
     client.send("control", "shutdown_request", {"restart": False})
-    # Taken in by the launcher, if not answered: kernel_info is on its way behind it.
     session = sandbox.wait_session(lambda s: s["attached"], "the session")
     launcher.wait_exit(seconds=5)
     gate.touch()
