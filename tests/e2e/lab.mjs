@@ -49,7 +49,7 @@ try {
   const prompt = () => cell.locator(".jp-InputPrompt").first().innerText();
   // JupyterLab may still move the focus about while it starts: until the cell runs, ask for it once more.
   await until(async () => {
-    if (!/\[ \]/.test(await prompt())) return true;
+    if (!/\[\s*\]/.test(await prompt())) return true;
     await cell.locator(".cm-content").click();
     await page.keyboard.press("Shift+Enter");
     await page.waitForTimeout(1000);

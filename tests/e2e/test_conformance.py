@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import need_engine
-from sandbox import Sandbox
+from sandbox import Sandbox, wait_until
 
 SUITE = Path(__file__).with_name("conformance.py")
 # How many tests of the suite each engine must really pass: a suite that skips all would agree, too.
@@ -37,4 +37,5 @@ def test_the_public_suite_cannot_tell_farside_from_its_engine(sandbox: Sandbox, 
     assert farside == bare
     assert list(farside.values()).count("ok") >= PASSES_MIN[engine], farside
     # The suite's kernels are owned ones: what it shut down is gone.
+    wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)
     assert sandbox.ls() == []

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
+import pytest
 import zmq
 from cells import Gated
-from sandbox import Launcher, Sandbox, alive, wait_gone
+from sandbox import Launcher, Sandbox, alive, wait_gone, wait_until
 from wire import Client, endpoint
 
 
@@ -122,3 +126,26 @@ def test_jupyter_client_restarts_and_shuts_down_as_ever(sandbox: Sandbox, monkey
         manager.shutdown_kernel()
     wait_gone(after["engine_pid"])
     assert sandbox.ls() == []
+
+
+START_AND_SHUT_DOWN = """
+import sys, time
+from jupyter_client.manager import KernelManager
+manager = KernelManager(kernel_name="farside-python3")
+manager.start_kernel()
+time.sleep(float(sys.argv[1]))
+manager.shutdown_kernel()
+"""
+
+
+@pytest.mark.parametrize("seconds", ["0", "0.05", "0.2", "0.5"])
+def test_a_kernel_that_is_shut_down_while_it_starts_leaves_nothing(sandbox: Sandbox, seconds: str) -> None:
+    """jupyter_client sends interrupt_request and shutdown_request at once. The interrupt must not reach an engine that
+    cannot stand it yet (and be taken for an engine that failed to start), nor the shutdown be lost over it."""
+    sandbox.kernelspec("farside-python3")
+    subprocess.run([sys.executable, "-c", START_AND_SHUT_DOWN, seconds], env=sandbox.env, cwd=sandbox.work, check=True, timeout=60)
+    wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)
+    assert sandbox.ls() == []
+    [session] = sandbox.ls(everything=True)
+    started = [r for r in sandbox.records(session["id"]) if "engine_started" in str(r)]
+    assert len(started) <= 1, "an engine was started again only to be shut down"
