@@ -289,6 +289,7 @@ fn outputs_so_far(
     hint: &str,
 ) -> std::io::Result<Vec<(String, Message)>> {
     let mut input = None;
+    let mut parent = Bytes::new();
     let mut compactor = Compactor::new(Limits::default(), hint);
     let outputs = journal::Outputs::from_seq(
         &dir,
@@ -306,6 +307,9 @@ fn outputs_so_far(
                     continue;
                 };
                 let msg_type = header.msg_type.into_owned();
+                if parent.is_empty() {
+                    parent = Bytes::copy_from_slice(&message.parent_header);
+                }
                 match msg_type.as_str() {
                     "execute_input" => input = Some((msg_type, message.clone())),
                     _ => compactor.push_as(&msg_type, message),
@@ -319,7 +323,7 @@ fn outputs_so_far(
     }
     let replayed = compactor.replay().into_iter().map(|output| {
         let msg_type = output.msg_type.to_string();
-        (msg_type, output.into_message(Bytes::new(), Bytes::new()))
+        (msg_type, output.into_message(Bytes::new(), parent.clone()))
     });
     Ok(input.into_iter().chain(replayed).collect())
 }

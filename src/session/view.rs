@@ -118,7 +118,7 @@ impl View {
         self.made(record, message.clone(), &msg_type, parent, part)
     }
 
-    /// A message that the reader made for an attachment at `record`.
+    /// A message that the reader made for an attachment at `record`; its parent_header is still the original one.
     pub fn made(
         &self,
         record: &Record,
@@ -135,9 +135,14 @@ impl View {
             username: "farside",
             date: record.time,
         };
+        let content = match msg_type {
+            "comm_open" | "comm_msg" => captured_by(&message, parent),
+            _ => message.content.clone(),
+        };
         Message {
             header: header.to_json(),
             parent_header: bytes::Bytes::copy_from_slice(parent.as_bytes()),
+            content,
             ..message
         }
     }
@@ -166,5 +171,23 @@ impl View {
             .map(|(part, mirror)| self.copy(record, message, &mirror.parent, part))
             .collect();
         Step::DeliverWith(copies)
+    }
+}
+
+/// The content of a comm message for another parent. An Output widget names in its state the request whose outputs
+/// it captures (ipywidgets, `msg_id` of OutputModel); under another parent that must be the attaching request, or
+/// what the widget should show would land below it.
+fn captured_by(message: &Message, parent: &str) -> bytes::Bytes {
+    let content = message.content.clone();
+    let Some(original) = message.parent().map(|parent| parent.msg_id.into_owned()) else {
+        return content;
+    };
+    let capture = |id: &str| serde_json::to_string(id).unwrap_or_default();
+    match std::str::from_utf8(&content) {
+        Ok(text) if !original.is_empty() && text.contains(&capture(&original)) => {
+            let id = super::state::header_id(parent);
+            text.replace(&capture(&original), &capture(&id)).into()
+        }
+        Ok(_) | Err(_) => content,
     }
 }
