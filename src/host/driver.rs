@@ -499,6 +499,8 @@ impl Driver {
                     pid: ended.process.pid,
                     start_time: ended.process.start_time,
                 });
+                // What it started in its own process group has nothing to live for; as a kernel's manager would.
+                let _ = crate::process::signal_group(ended.process.pid, libc::SIGKILL);
                 let is_watched = self.engine.watches(&ended.process);
                 let why = crate::keeper::describe_end(ended.end.as_ref());
                 tracing::info!(process = ended.process.id, pid = ended.process.pid, "{why}");

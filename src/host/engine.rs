@@ -116,6 +116,8 @@ struct Current {
     bound: bool,
     /// All of them were.
     connected: bool,
+    /// It was told to end.
+    stopping: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
     /// Dropping it ends the iopub thread.
     _until: watch::Sender<()>,
@@ -232,6 +234,7 @@ impl EngineDriver {
             up: Vec::new(),
             bound: false,
             connected: false,
+            stopping: false,
             senders,
             _until: until,
             tasks,
@@ -284,7 +287,8 @@ impl EngineDriver {
         }
         let generation = current.endpoints.generation;
         let was_ipc = current.endpoints.file.transport == Transport::Ipc;
-        if !current.bound && was_ipc && self.transport == TransportChoice::Auto {
+        let may_want_tcp = !current.bound && !current.stopping && was_ipc;
+        if may_want_tcp && self.transport == TransportChoice::Auto {
             tracing::info!("the engine ended before it bound an ipc socket: trying it with tcp");
             match self.start_with(generation, Transport::Tcp) {
                 Ok(spawn) => return Some(spawn),
@@ -422,9 +426,16 @@ impl EngineDriver {
 
     /// Asks it to end, and makes it end if it does not.
     pub fn stop(&mut self, now: bool, request: Message) -> Option<ToKeeper> {
-        let generation = self.current.as_ref()?.endpoints.generation;
+        let current = self.current.as_mut()?;
+        current.stopping = true;
+        let (generation, connected) = (current.endpoints.generation, current.connected);
         if now {
             return self.signal(libc::SIGKILL);
+        }
+        if !connected {
+            // It cannot hear a request yet, and has nothing to save.
+            self.timer(generation, Timer::Kill, TERM_END);
+            return self.signal(libc::SIGTERM);
         }
         self.send(Channel::Control, request);
         self.timer(generation, Timer::Terminate, ORDERLY_END);

@@ -7,7 +7,7 @@
 //! that expects a reply gets exactly one, and is in the journal as pending until then, so that the next host knows of
 //! it; all durable state changes through [`State::apply`], on records; nothing follows the session's end.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use serde_json::{Value, json};
 
@@ -93,6 +93,8 @@ pub struct Core {
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
+    /// Requests of executions that the engine has not begun, and that no engine died of.
+    pub(super) unstarted: BTreeMap<ExecutionNumber, Message>,
     /// For the engine once it is connected.
     pub(super) outbox: Vec<(Channel, Message)>,
     /// Our own requests to the engine: what belongs to them goes to no frontend.
@@ -125,6 +127,7 @@ impl Core {
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),
+            unstarted: BTreeMap::new(),
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
@@ -313,6 +316,7 @@ impl Core {
         state: ExecutionState,
         reason: Option<String>,
     ) {
+        self.unstarted.remove(&n);
         let msg_id = self
             .state
             .live

@@ -310,9 +310,35 @@ impl Core {
             // The outbox holds what came since the restart was asked for: it is for the new one.
             Engine::Stopping(Then::Restart) => self.start_engine(),
             Engine::Stopping(Then::End(reason)) => self.ended(reason),
+            Engine::Connected if self.nothing_was_begun() => {
+                self.begin_anew(&format!("the engine {why}"))
+            }
             Engine::Absent { .. } | Engine::Starting | Engine::Probing | Engine::Connected => {
                 self.engine_gone(&format!("the engine {why}"));
             }
+        }
+    }
+
+    /// Executions wait that the engine had not begun when it died: it was idle, and nobody had noticed yet that it was
+    /// gone. They can go to a new one; once, so that a request that kills engines does not do so for ever.
+    fn nothing_was_begun(&self) -> bool {
+        !self.state.live.is_empty()
+            && self.state.live.iter().all(|(n, execution)| {
+                execution.state == ExecutionState::Queued && self.unstarted.contains_key(n)
+            })
+    }
+
+    fn begin_anew(&mut self, why: &str) {
+        self.outbox.clear();
+        self.fail_pending("EngineDied", why, |asked| {
+            !asked.is_of_type("execute_request")
+        });
+        if let Some(first) = self.state.live.keys().next().copied() {
+            self.say_engine_is_new(first, why);
+        }
+        self.start_engine();
+        for message in std::mem::take(&mut self.unstarted).into_values() {
+            self.ask_engine(Channel::Shell, message);
         }
     }
 

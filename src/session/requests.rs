@@ -12,7 +12,7 @@ use super::event::{Answer, CONSOLE_KIND, Command, Effect, ExecutionSummary, Quer
 use super::magic::{self, Magic};
 use super::state::Asked;
 use super::text;
-use crate::journal::record::{Body, ClientId, ExecutionState, Note};
+use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
 use crate::wire::{Channel, Message};
 
 /// How many executions `%farside history` and `farside_list_request` look back.
@@ -30,13 +30,15 @@ impl Core {
         match (channel, header.msg_type.as_ref()) {
             (Channel::Shell | Channel::Control, "kernel_info_request") => {
                 let asked = Asked::new(client, channel, &message);
-                if self.state.info.is_some() {
+                let is_restarting = self.engine == Engine::Stopping(Then::Restart);
+                if self.state.info.is_some() && !is_restarting {
                     self.answer_kernel_info(&asked);
                 } else if let Engine::Absent { why: Some(why) } = &self.engine {
                     let why = why.clone();
                     self.refuse(&asked, &why);
                 } else {
-                    // Until the engine has answered its first.
+                    // Until the engine, or the one to come, has answered its first: who asks may take the answer
+                    // for the sign that it is ready.
                     self.wait(client, channel, message);
                 }
             }
@@ -98,6 +100,7 @@ impl Core {
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => None,
         };
         let engine_message = for_engine(&message);
+        self.unstarted.insert(n, engine_message.clone());
         self.emit(Body::Request {
             channel: Channel::Shell,
             client,
@@ -105,21 +108,23 @@ impl Core {
             message,
         });
         if let Some(why) = absent {
-            if let (Some(why), Some(execution)) = (why, self.state.live.get(&n)) {
-                let header = execution.asked.header.clone();
-                let text =
-                    format!("[farside] {why}. A new engine was started; variables are gone.\n");
-                self.publish(
-                    None,
-                    n,
-                    "stream",
-                    &header,
-                    &json!({ "name": "stderr", "text": text }),
-                );
+            if let Some(why) = why {
+                self.say_engine_is_new(n, &why);
             }
             self.start_engine();
         }
         self.ask_engine(Channel::Shell, engine_message);
+    }
+
+    /// In the outputs of the first execution of a new engine, before anything else of it.
+    pub(super) fn say_engine_is_new(&mut self, n: ExecutionNumber, why: &str) {
+        let Some(execution) = self.state.live.get(&n) else {
+            return;
+        };
+        let header = execution.asked.header.clone();
+        let text = format!("[farside] {why}. A new engine was started; variables are gone.\n");
+        let content = json!({ "name": "stderr", "text": text });
+        self.publish(None, n, "stream", &header, &content);
     }
 
     fn forward(&mut self, client: ClientId, channel: Channel, message: Message) {

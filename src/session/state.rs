@@ -479,6 +479,7 @@ impl State {
                 self.generation = *generation;
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
+                self.info = None;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
             Note::EngineEnded { .. } => {
