@@ -330,6 +330,7 @@ impl Core {
 
     fn begin_anew(&mut self, why: &str) {
         self.outbox.clear();
+        self.close_statuses(|_| true);
         self.fail_pending("EngineDied", why, |asked| {
             !asked.is_of_type("execute_request")
         });
