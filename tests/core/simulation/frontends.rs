@@ -94,7 +94,7 @@ impl Simulation {
                     request.metadata = json!({ "cellId": cell }).to_string().into();
                 }
                 self.send(at, Channel::Shell, request.clone());
-                if self.rng.one_in(10) {
+                if self.rng.one_in(25) && !self.host_died {
                     // jupyter_client's clients of one manager count from the same number.
                     request.identities = vec![Bytes::from_static(b"another socket")];
                     self.asked_twice.insert(request.header.clone());

@@ -239,7 +239,7 @@ impl Simulation {
                 }
             }
             97 => {
-                if !self.failing && !self.failure_was_told && self.rng.one_in(2) {
+                if self.host_may_die() && self.rng.one_in(2) {
                     self.host_dies();
                 }
             }
