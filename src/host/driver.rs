@@ -88,6 +88,9 @@ struct Attached {
     claims: bool,
 }
 
+/// What of the session people look at: its state, how many are attached, the engine's process.
+type Shape = (&'static str, usize, Option<u32>);
+
 struct Driver {
     session: Session,
     lock: HostLock,
@@ -108,6 +111,8 @@ struct Driver {
     commands: HashMap<u64, (StreamId, u64)>,
     next_command: u64,
     status_due: Option<Instant>,
+    /// What status.json says of the session, and since when.
+    shown: (Shape, Instant),
     connection_file: Option<String>,
     over: bool,
 }
@@ -170,6 +175,7 @@ pub(super) async fn run(
         commands: HashMap::new(),
         next_command: 0,
         status_due: None,
+        shown: (("", 0, None), Instant::now()),
         connection_file: None,
         over: false,
     };
@@ -286,6 +292,7 @@ impl Driver {
                 self.input(item);
             }
             self.commit();
+            self.show_status();
             // Only now is there room for more: what was taken in is written.
             drop(shares);
         }
@@ -671,8 +678,28 @@ impl Driver {
         });
     }
 
+    /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
+    /// one write in a while.
+    fn show_status(&mut self) {
+        let shown = self.shape();
+        let (_, at) = &self.shown;
+        if self.status_due.is_some() && self.shown.0 != shown && at.elapsed() >= STATUS_DELAY {
+            self.write_status();
+        }
+    }
+
+    fn shape(&self) -> Shape {
+        let state = self.core.state();
+        (
+            self.core.session_state(),
+            self.clients.len(),
+            state.engine_pid,
+        )
+    }
+
     fn write_status(&mut self) {
         self.status_due = None;
+        self.shown = (self.shape(), Instant::now());
         let status = self.status();
         if let Err(error) = self.session.dir.write_status(&self.lock, &status) {
             tracing::warn!(%error, "status.json cannot be written");
