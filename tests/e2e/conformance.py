@@ -72,8 +72,7 @@ class Deno:
     complete_code_samples = ["1", "let a = 1;"]
     incomplete_code_samples = ["function f() {"]
     code_generate_error = "throw new Error('boom')"
-    code_execute_result = [{"code": "1+2+3", "result": "6"}]  # NO_COLOR is set
-    code_display_data = [{"code": "await Deno.jupyter.display(Deno.jupyter.html`<b>test</b>`)", "mime": "text/html"}]
+    # No results and displays: it sends them without waiting for them to be sent, at times after its own idle.
     # It answers inspect_request with "not found" always.
 
 

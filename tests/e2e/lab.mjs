@@ -25,6 +25,9 @@ try {
   const page = await browser.newPage({ viewport: { width: 1200, height: 900 } });
   page.setDefaultTimeout(timeout);
   page.on("pageerror", (error) => seen.push(`page error: ${error.message}`));
+  // Before its kernel's websocket is there, the page shows the status "idle" of a kernel that it does not have yet.
+  let connected = false;
+  page.on("websocket", (socket) => (connected ||= socket.url().includes("/channels")));
   await page.goto(`${url}/lab/tree/${notebook}?token=${token}&reset`);
   const panel = page.locator(".jp-NotebookPanel");
   await panel.waitFor();
@@ -43,13 +46,13 @@ try {
   const cells = panel.locator(".jp-CodeCell");
   const cell = cells.nth(step === "start" ? 0 : 1);
   await cell.waitFor();
-  if (step === "start") await until(async () => (await status()) === "idle", "an idle kernel");
-  else await until(async () => (await status()) !== null && !["unknown", "starting", "connecting"].includes(await status()), "a kernel");
+  const ready = step === "start" ? ["idle"] : ["idle", "busy"];
+  await until(async () => connected && ready.includes(await status()), "a kernel");
   const opened = await status();
   const prompt = () => cell.locator(".jp-InputPrompt").first().innerText();
   // JupyterLab may still move the focus about while it starts: until the cell runs, ask for it once more.
   await until(async () => {
-    if (!/\[\s*\]/.test(await prompt())) return true;
+    if (/\[[\d*]+\]/.test(await prompt())) return true;
     await cell.locator(".cm-content").click();
     await page.keyboard.press("Shift+Enter");
     await page.waitForTimeout(1000);

@@ -13,7 +13,7 @@ from sandbox import Sandbox, wait_until
 
 SUITE = Path(__file__).with_name("conformance.py")
 # How many tests of the suite each engine must really pass: a suite that skips all would agree, too.
-PASSES_MIN = {"python3": 20, "ir": 9, "deno": 8}
+PASSES_MIN = {"python3": 20, "ir": 9, "deno": 6}
 
 
 @pytest.mark.parametrize("engine", ["python3", "ir", "deno"])

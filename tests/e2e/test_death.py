@@ -86,6 +86,8 @@ def test_a_killed_idle_engine_is_replaced_at_the_next_execute(sandbox: Sandbox, 
     client.run("x = 1")
     session = sandbox.session()
     kill(session["engine_pid"])
+    # A request that is sent before farside knows is one of those pending when the engine died.
+    sandbox.wait_session(lambda s: s["engine_pid"] != session["engine_pid"], "farside to know")
     result = client.run("print('x' in dir())", seconds=45)
     assert result.text.endswith("False\n")
     assert sandbox.session()["id"] == session["id"]

@@ -93,7 +93,7 @@ def test_shut_down_kernel_ends_the_session(sandbox: Sandbox) -> None:
 def test_closing_the_session_at_the_server_ends_it(sandbox: Sandbox) -> None:
     """ "Shut down kernel" of a notebook is DELETE on its session."""
     server, _, at_server = open_notebook(sandbox)
-    session = sandbox.session()
+    session = sandbox.wait_session(lambda s: s["state"] == "idle", "the engine to be up")
     server.api("DELETE", f"sessions/{at_server['id']}", expect=204)
     gone(sandbox, session)
 
