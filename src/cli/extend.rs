@@ -8,7 +8,9 @@ use crate::session::event::Command;
 
 /// Move the time at which a session ends by itself: this long from now.
 #[derive(Debug, clap::Args)]
-#[command(after_help = "Example:\n  farside extend train 2h")]
+#[command(
+    after_help = "No session ends by itself yet: it runs until it is stopped, and there is nothing to extend.\n\nExample:\n  farside extend train 2h"
+)]
 pub struct Args {
     /// Id, beginning of an id, or name
     pub session: String,

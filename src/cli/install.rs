@@ -42,7 +42,7 @@ impl Where {
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  farside install\n  farside install --engine python3 --engine ir\n  \
-                        farside install --sys-prefix --idle-timeout 8h"
+                        farside install --sys-prefix --engine-start-timeout 2m"
 )]
 pub struct InstallArgs {
     /// Where to.

@@ -63,7 +63,7 @@ SESSION is an id, the beginning of one, or a name, as `farside ls` shows them.
 
 Examples:
   farside install --user            JupyterLab and others now offer \"Python 3 (ipykernel) (farside)\"
-  farside ls                        what runs, for whom, and how much longer
+  farside ls                        what runs, for whom, and what it is doing
   farside attach train              see what the running cell has printed, and go on watching
   farside logs train 3 | less       what execution 3 printed
   id=$(farside new --name train)    a session without a notebook ...

@@ -31,7 +31,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(3);
 /// settings below and `farside ls`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Examples:\n  farside new --name train --max-lifetime 3d\n  farside new --engine ir --cwd ~/work"
+    after_help = "Examples:\n  farside new --name train\n  farside new --engine ir --cwd ~/work"
 )]
 pub struct Args {
     /// Kernelspec of the engine

@@ -10,7 +10,7 @@ pub const HELP: &str = "\
 %farside attach [N|MSG_ID]     show the outputs of an execution in this cell, and follow it to its end
                                (no argument: the running one, else the last one)
 %farside history               the executions of this session
-%farside extend DURATION       move the session's end, e.g. %farside extend 2h
+%farside extend DURATION       move the session's end, where it has one (today: none has)
 %farside retire                end this session and its engine; the outputs stay readable
 %farside help                  this text
 ";

@@ -192,11 +192,11 @@ fn config_shows_where_values_come_from() {
     exit 0
     --- stdout
     SETTING VALUE FROM WHAT IT DOES
-    idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long
-    idle_timeout_detached 1h default End an idle session that has no frontend after this long
-    input_timeout 12h default End a session that waits for input() with no frontend after this long
-    max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not
-    retire_grace 9s FARSIDE_RETIRE_GRACE How long interrupted code has to finish when its session ends
+    idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long (not in effect yet)
+    idle_timeout_detached 1h default End an idle session that has no frontend after this long (not in effect yet)
+    input_timeout 12h default End a session that waits for input() with no frontend after this long (not in effect yet)
+    max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not (not in effect yet)
+    retire_grace 9s FARSIDE_RETIRE_GRACE How long interrupted code has to finish when its session ends (not in effect yet)
     keep_records 14d default How long `farside prune` keeps the records of an ended session
     engine_start_timeout 60s default How long an engine may take to answer for the first time
     engine_transport auto default How farside talks to the engine (auto: ipc where the engine can)
