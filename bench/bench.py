@@ -200,14 +200,20 @@ class Bench:
         code = f"from IPython.display import publish_display_data\nfor i in range({wanted}): publish_display_data({{'text/plain': str(i)}})"
 
         def measure(kernel: str) -> float:
+            nonlocal lost
             seconds, count, _ = fast[kernel].execute(code, b'"display_data"')
-            assert count == wanted, f"{kernel}: {count} of {wanted} display_data arrived"
+            # An engine's own PUB socket drops what a busy client does not take in time. farside's must not.
+            if kernel == BARE:
+                lost += wanted - count
+            else:
+                assert count == wanted, f"{kernel}: {count} of {wanted} display_data arrived"
             return seconds
 
-        count = self.rounds(7)
+        count, lost = self.rounds(7), 0
         measure(BARE), measure(FARSIDE)
         bare, farside = self.in_turns(count, measure)
-        self.add(Row("20,000 display_data in one cell", "s", bare, farside, 1.10, True, count, "all arrived"))
+        note = "all arrived" + (f" (the bare engine lost {lost})" if lost else "")
+        self.add(Row("20,000 display_data in one cell", "s", bare, farside, 1.10, True, count, note))
         self.end_all()
 
     def stdout(self) -> None:
