@@ -589,16 +589,18 @@ class Sandbox:
             wait_until(lambda: not self.processes(), "all processes to end", END_SECONDS)
         left = self.processes()
         wrong += [f"process left behind: {pid} {command}" for pid, command in left.items()]
-        for pid in left:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Stopped first: a keeper and its host replace each other as long as one of them is there.
+        while victims := self.processes():
+            for signum in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in victims:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signum)
+            time.sleep(0.02)
         if not left:
             sockets = [str(p.relative_to(self.root)) for p in self.xdg_runtime.rglob("*") if p.is_socket()]
             wrong += [f"socket left behind: {path}" for path in sockets]
             stray = self.home.glob("state/farside*")
             wrong += [f"file outside of its folder: {path.relative_to(self.root)}" for path in stray]
-        with suppress(Lost):
-            wait_until(lambda: not self.processes(), "the killed to be gone", END_SECONDS)
         shutil.rmtree(self.root, ignore_errors=True)
         return wrong
 
