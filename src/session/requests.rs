@@ -20,8 +20,19 @@ pub(super) const LIST_MAX: usize = 1000;
 
 #[derive(Deserialize)]
 struct ExecuteRequest<'a> {
-    #[serde(borrow, default)]
+    #[serde(borrow)]
     code: Cow<'a, str>,
+}
+
+/// The code of an execute_request; `None` where its content is not what the protocol says.
+fn code_of(content: &[u8]) -> Option<Cow<'_, str>> {
+    // A derived struct also reads a JSON list.
+    let is_object = content.trim_ascii_start().first() == Some(&b'{');
+    let request = serde_json::from_slice::<ExecuteRequest<'_>>(content);
+    request
+        .ok()
+        .filter(|_| is_object)
+        .map(|request| request.code)
 }
 
 impl Core {
@@ -69,17 +80,17 @@ impl Core {
     }
 
     fn on_execute(&mut self, client: ClientId, message: Message) {
-        let code = serde_json::from_slice::<ExecuteRequest<'_>>(&message.content)
-            .map(|request| request.code);
-        if let Ok(code) = &code
-            && let Some(command) = magic::command_in(code)
-        {
+        let Some(code) = code_of(&message.content) else {
+            // Nothing that runs: an engine may log it, and never reply.
+            self.forward(client, Channel::Shell, message);
+            return;
+        };
+        if let Some(command) = magic::command_in(&code) {
             let asked = Asked::new(client, Channel::Shell, &message);
             self.on_magic(asked, message, command);
             return;
         }
-        if let Ok(code) = &code
-            && magic::leaves_console(code)
+        if magic::leaves_console(&code)
             && self
                 .state
                 .clients
