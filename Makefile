@@ -30,6 +30,8 @@ export FARSIDE_NODE := $(NODE)
 export CARGO_TARGET_DIR := $(TARGET)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PYTHONDONTWRITEBYTECODE := 1
+# The tests of what a terminal shows want their colours.
+unexport NO_COLOR
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
 .PHONY: help demo test lint unit simulate e2e bench venv node build release clean

@@ -1,8 +1,8 @@
 //! The five sockets that frontends connect to: accepting, verifying, routing replies back.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
@@ -26,10 +26,19 @@ const PEER_BYTES_MAX: usize = 64 << 20;
 /// Where `farside connect` binds: for this machine only.
 const LOOPBACK: &str = "127.0.0.1";
 
+/// A frontend connects all its sockets at once, and its first request on shell can overtake its stdin connection: so
+/// long the answer to it waits for that. Also for a connection that breaks and comes back with the same identity.
+const EARLY_REPLY: Duration = Duration::from_secs(3);
+
+/// Replies that wait so; of more, the oldest are dropped, as a ROUTER drops all of them.
+const EARLY_REPLIES_MAX: usize = 32;
+
 /// Where replies go: the connections by channel and identity.
 #[derive(Default)]
 pub(super) struct Peers {
     connections: HashMap<(Channel, Bytes), Peer>,
+    /// Replies that came before the connection they are for, oldest first.
+    early: VecDeque<(Instant, Channel, Bytes, Message)>,
     last_number: u64,
 }
 
@@ -236,6 +245,17 @@ impl Peers {
         });
         let (sender, receiver) = mpsc::unbounded_channel();
         let waiting_bytes = Rc::new(std::cell::Cell::new(0));
+        for (at, early, its, message) in std::mem::take(&mut self.early) {
+            if at.elapsed() >= EARLY_REPLY {
+                continue;
+            }
+            if (early, &its) == (channel, &identity) {
+                waiting_bytes.set(waiting_bytes.get() + message.size_bytes());
+                let _ = sender.send(message);
+            } else {
+                self.early.push_back((at, early, its, message));
+            }
+        }
         let peer = Peer {
             number,
             sender,
@@ -264,10 +284,17 @@ impl Peers {
         let identity = message.identities.remove(0);
         let key = (channel, identity);
         let Some(peer) = self.connections.get(&key) else {
+            let (channel, identity) = key;
             tracing::debug!(
                 channel = channel.name(),
-                "a reply for a frontend that has left"
+                "a reply for a frontend that is not there"
             );
+            self.early.retain(|(at, ..)| at.elapsed() < EARLY_REPLY);
+            self.early
+                .push_back((Instant::now(), channel, identity, message));
+            if self.early.len() > EARLY_REPLIES_MAX {
+                self.early.pop_front();
+            }
             return;
         };
         let waiting = peer.waiting_bytes.get();

@@ -127,6 +127,13 @@ impl Core {
         self.ask_engine(Channel::Shell, engine_message);
     }
 
+    /// SIGINT, but not to an engine that is still starting: nothing of ours runs in it, and it would die of it.
+    fn interrupt_engine(&mut self) {
+        if self.engine == Engine::Connected {
+            self.effect(Effect::InterruptEngine);
+        }
+    }
+
     /// In the outputs of the first execution of a new engine, before anything else of it.
     pub(super) fn say_engine_is_new(&mut self, n: ExecutionNumber, why: &str) {
         let Some(execution) = self.state.live.get(&n) else {
@@ -276,7 +283,7 @@ impl Core {
         }
         let asked = Asked::new(client, Channel::Control, &message);
         self.status(&asked, "busy");
-        self.effect(Effect::InterruptEngine);
+        self.interrupt_engine();
         self.reply(&asked, 0, "interrupt_reply", &json!({ "status": "ok" }));
         self.answered(&asked);
     }
@@ -451,7 +458,7 @@ impl Core {
                         .extend(request.header().map(|header| header.msg_id.into_owned()));
                     self.ask_engine(Channel::Control, request);
                 } else {
-                    self.effect(Effect::InterruptEngine);
+                    self.interrupt_engine();
                 }
                 json!({ "ok": true })
             }
