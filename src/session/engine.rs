@@ -77,9 +77,16 @@ impl Core {
             self.on_probe_message(channel, &msg_type, &probe, &message);
             return;
         }
+        // ipykernel makes up a parent of its own for what no request caused.
+        let is_own_parent = parent
+            .as_ref()
+            .is_some_and(|parent| parent.session_id == header.session_id);
         let asked = parent
             .filter(|_| n == 0 && channel != Channel::Iopub)
             .map(|parent| RequestName::of(&parent));
+        if is_own_parent {
+            message.parent_header = with_session_id(&message.parent_header, &self.facts.session_id);
+        }
         message.header = with_session_id(&message.header, &self.facts.session_id);
         match channel {
             Channel::Iopub => self.on_iopub(&msg_type, n, message),

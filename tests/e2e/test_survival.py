@@ -303,7 +303,7 @@ def test_a_shutdown_while_the_engine_starts_ends_the_session(sandbox: Sandbox) -
     client = launcher.connect(iopub=False)
     client.send("control", "interrupt_request")
     client.send("control", "shutdown_request", {"restart": False})
-    session = sandbox.wait_session(lambda s: s["attached"], "the session")
+    session = sandbox.wait_session(lambda s: s["attached"] or s["state"] == "ended", "the session")
     launcher.wait_exit(seconds=5)
     gate.touch()
     wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)
