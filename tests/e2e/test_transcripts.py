@@ -7,6 +7,7 @@ import difflib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import replace
 
 from sandbox import Sandbox
 from wire import CHANNELS, Client, Msg
@@ -240,7 +241,20 @@ def in_order(recording: Recording, channel: str) -> list[Msg]:
     for message in messages:
         if message.channel == channel:
             groups.setdefault((message.parent_id, message.type == "debug_event"), []).append(message)
-    return [message for group in groups.values() for message in group]
+    return [message for group in groups.values() for message in merged(group)]
+
+
+def merged(group: list[Msg]) -> list[Msg]:
+    """What ipykernel flushes together depends on the clock: adjacent texts of one stream count as one."""
+    whole: list[Msg] = []
+    for message in group:
+        last = whole[-1] if whole else None
+        if last and (last.type, message.type) == ("stream", "stream") and last.content["name"] == message.content["name"]:
+            text = last.content["text"] + message.content["text"]
+            whole[-1] = replace(last, content={**last.content, "text": text})
+        else:
+            whole.append(message)
+    return whole
 
 
 def lines(recording: Recording, channel: str) -> list[str]:
@@ -257,6 +271,7 @@ def lines(recording: Recording, channel: str) -> list[str]:
             parts = [*topics, *(part.decode() for part in message.raw), *(b.hex() for b in message.buffers)]
             if message.type == "stream":  # ipykernel sends these parents through a set: no order of its own.
                 parts[len(topics) + 1] = json.dumps(message.parent, sort_keys=True)
+                parts[len(topics) + 3] = json.dumps(message.content, sort_keys=True)
         found += [normal(part) if len(part) < 4000 else f"{normal(part[:2000])}... {len(part)}" for part in parts]
         found.append("")
     return found
