@@ -36,6 +36,10 @@ const TURN_INPUTS_MAX: usize = 512;
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
 
+/// What people look at is in status.json at once, but for a session that goes to and fro between busy and idle: then
+/// so often. Shorter than it takes to run `farside ls` and look.
+const SHOW_EVERY: Duration = Duration::from_millis(5);
+
 /// How long a client whose link broke may take to come back before it counts as gone; its process lives.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -681,10 +685,15 @@ impl Driver {
     /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
     /// one write in a while.
     fn show_status(&mut self) {
-        let shown = self.shape();
-        let (_, at) = &self.shown;
-        if self.status_due.is_some() && self.shown.0 != shown && at.elapsed() >= STATUS_DELAY {
+        let (shown, at) = &self.shown;
+        if *shown == self.shape() {
+            return;
+        }
+        let next = *at + SHOW_EVERY;
+        if Instant::now() >= next {
             self.write_status();
+        } else {
+            self.status_due = Some(self.status_due.map_or(next, |due| due.min(next)));
         }
     }
 

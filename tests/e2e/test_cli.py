@@ -166,6 +166,7 @@ def test_exec_leaves_with_ctrl_c_and_the_cell_runs_on(sandbox: Sandbox) -> None:
     child.stdout.readline()
     child.send_signal(signal.SIGKILL)
     child.wait(10)
+    sandbox.wait_session(lambda s: s["state"] == "busy", "the session to be seen busy")
     cell.open()
     sandbox.wait_session(lambda s: s["state"] == "idle", "the cell to end")
     assert sandbox.cli("logs", name, "1", check=True)[1].startswith(cell.text)
