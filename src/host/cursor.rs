@@ -56,19 +56,44 @@ impl Cursor {
         if hello.resume.is_none() && !hello.replies {
             return Self::joining(hello, session_id, session, tail);
         }
-        let Resume {
-            mut seq,
-            mut part,
-            mirrors,
-        } = hello.resume.clone().unwrap_or(Resume {
+        let now = Resume {
             seq: last,
             part: u32::MAX,
             mirrors: Vec::new(),
-        });
-        if seq > last {
+        };
+        let mut place = hello.resume.clone().unwrap_or_else(|| now.clone());
+        if place.seq > last {
             // It saw records of a host before, whose journal could not be written: their numbers are given anew.
-            (seq, part) = (last, u32::MAX);
+            (place.seq, place.part) = (now.seq, now.part);
         }
+        Self::from_place(hello, place, session_id, session, tail)
+    }
+
+    /// A subscriber that comes fresh. Its frontend connects all its sockets at once, so that farside may have
+    /// answered on shell already when the subscription comes: what was said on iopub meanwhile to this client alone
+    /// (the replay of an attachment, most of all) is still to come.
+    fn joining(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
+        let joined_at = tail.last_seq();
+        let since = crate::state_dir::now().saturating_sub(LATE_SUBSCRIBER.as_micros() as u64);
+        let resume = Resume {
+            seq: tail.last_before(since),
+            part: u32::MAX,
+            mirrors: Vec::new(),
+        };
+        Self {
+            joined_at,
+            ..Self::from_place(hello, resume, session_id, session, tail)
+        }
+    }
+
+    fn from_place(
+        hello: &Hello,
+        place: Resume,
+        session_id: &str,
+        session: &str,
+        tail: Tail,
+    ) -> Self {
+        let Resume { seq, part, mirrors } = place;
         Self {
             client: hello.client,
             replies: hello.replies,
@@ -83,28 +108,6 @@ impl Cursor {
             },
             skip: (seq, part),
             joined_at: 0,
-            disk: None,
-            hint: format!("`farside logs {session}`"),
-            over: false,
-        }
-    }
-
-    /// A subscriber that comes fresh. Its frontend connects all its sockets at once, so that farside may have
-    /// answered on shell already when the subscription comes: what was said on iopub meanwhile to this client alone
-    /// (the replay of an attachment, most of all) is still to come.
-    fn joining(hello: &Hello, session_id: &str, session: &str, tail: Tail) -> Self {
-        let joined_at = tail.last_seq();
-        let since = crate::state_dir::now().saturating_sub(LATE_SUBSCRIBER.as_micros() as u64);
-        let seq = tail.last_before(since);
-        Self {
-            client: hello.client,
-            replies: false,
-            iopub: hello.iopub,
-            view: View::new(hello.client, session_id.to_owned(), Vec::new()),
-            tail,
-            seq,
-            skip: (seq, u32::MAX),
-            joined_at,
             disk: None,
             hint: format!("`farside logs {session}`"),
             over: false,

@@ -117,6 +117,8 @@ struct Driver {
     status_due: Option<Instant>,
     /// What status.json says of the session, and since when.
     shown: (Shape, Instant),
+    /// This very process.
+    process: Option<ProcessId>,
     connection_file: Option<String>,
     over: bool,
 }
@@ -180,6 +182,7 @@ pub(super) async fn run(
         next_command: 0,
         status_due: None,
         shown: (("", 0, None), Instant::now()),
+        process: ProcessId::of(std::process::id()),
         connection_file: None,
         over: false,
     };
@@ -732,7 +735,7 @@ impl Driver {
             ends_at: None,
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
-            host: ProcessId::of(std::process::id()),
+            host: self.process,
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,
