@@ -1,174 +1,24 @@
 //! Settings: defaults, `config.toml`, `FARSIDE_*`, flags; the later one wins, and each value knows where it came from.
 //!
-//! Owns: the list of settings ([`SETTINGS`]), their forms, how they are merged. Refuses to know what they do.
-//! Invariant: a [`Config`] holds valid values only; an unknown key or a bad value is refused by its name, with the
-//! form it should have, and never silently ignored.
+//! Owns: where values come from and how they are merged. What settings there are is in [`crate::settings`].
+//! Invariant: an unknown key or a bad value is refused by its name, with the form it should have, and never silently
+//! ignored.
 
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
 pub use crate::duration::{DURATION_FORM, format_duration, parse_duration};
-
-/// One setting.
-#[derive(Debug)]
-pub struct Setting {
-    /// Its key in config.toml; `FARSIDE_` and upper case in the environment.
-    pub key: &'static str,
-    /// What holds when nobody says anything.
-    pub default: &'static str,
-    /// What it does, for `--help`.
-    pub about: &'static str,
-    /// `key` as a flag, without its `--`.
-    flag: &'static str,
-    form: Form,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Form {
-    Duration,
-    DurationOrNone,
-    Transport,
-    LogFilter,
-}
-
-impl Form {
-    fn describe(self) -> String {
-        match self {
-            Self::Duration => DURATION_FORM.to_owned(),
-            Self::DurationOrNone => format!("{DURATION_FORM}, or none"),
-            Self::Transport => "auto, ipc or tcp".to_owned(),
-            Self::LogFilter => {
-                "error, warn, info, debug, trace, or targets like farside=debug".to_owned()
-            }
-        }
-    }
-    fn value_name(self) -> &'static str {
-        match self {
-            Self::Duration | Self::DurationOrNone => "DURATION",
-            Self::Transport => "TRANSPORT",
-            Self::LogFilter => "FILTER",
-        }
-    }
-}
-
-const fn setting(
-    key: &'static str,
-    flag: &'static str,
-    default: &'static str,
-    form: Form,
-    about: &'static str,
-) -> Setting {
-    Setting {
-        key,
-        flag,
-        default,
-        about,
-        form,
-    }
-}
-
-/// Every setting there is.
-pub const SETTINGS: &[Setting] = &[
-    setting(
-        "idle_timeout",
-        "idle-timeout",
-        "4h",
-        Form::DurationOrNone,
-        "End an idle session that has a frontend after this long (not in effect yet)",
-    ),
-    setting(
-        "idle_timeout_detached",
-        "idle-timeout-detached",
-        "1h",
-        Form::DurationOrNone,
-        "End an idle session that has no frontend after this long (not in effect yet)",
-    ),
-    setting(
-        "input_timeout",
-        "input-timeout",
-        "12h",
-        Form::DurationOrNone,
-        "End a session that waits for input() with no frontend after this long (not in effect yet)",
-    ),
-    setting(
-        "max_lifetime",
-        "max-lifetime",
-        "24h",
-        Form::DurationOrNone,
-        "End a session this long after its start, busy or not (not in effect yet)",
-    ),
-    setting(
-        "retire_grace",
-        "retire-grace",
-        "30s",
-        Form::Duration,
-        "How long interrupted code has to finish when its session ends (not in effect yet)",
-    ),
-    setting(
-        "keep_records",
-        "keep-records",
-        "14d",
-        Form::DurationOrNone,
-        "How long `farside prune` keeps the records of an ended session",
-    ),
-    setting(
-        "engine_start_timeout",
-        "engine-start-timeout",
-        "60s",
-        Form::Duration,
-        "How long an engine may take to answer for the first time",
-    ),
-    setting(
-        "engine_transport",
-        "engine-transport",
-        "auto",
-        Form::Transport,
-        "How farside talks to the engine (auto: ipc where the engine can)",
-    ),
-    setting(
-        "log",
-        "log",
-        "info",
-        Form::LogFilter,
-        "What goes to the log",
-    ),
-];
+pub use crate::settings::{Config, EngineTransport, SETTINGS, Setting};
 
 /// Variables of ours that are not settings.
 const OTHER_VARIABLES: &[&str] = &["FARSIDE_STATE_DIR", "FARSIDE_SESSION"];
-
-/// How farside talks to an engine.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EngineTransport {
-    /// `ipc`, and `tcp` for an engine that is known not to speak it.
-    Auto,
-    /// Unix sockets in a 0700 folder.
-    Ipc,
-    /// Loopback ports.
-    Tcp,
-}
-
-/// All settings, valid. `None` is a limit that was switched off (`none`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Config {
-    pub idle_timeout: Option<Duration>,
-    pub idle_timeout_detached: Option<Duration>,
-    pub input_timeout: Option<Duration>,
-    pub max_lifetime: Option<Duration>,
-    pub retire_grace: Duration,
-    pub keep_records: Option<Duration>,
-    pub engine_start_timeout: Duration,
-    pub engine_transport: EngineTransport,
-    pub log: String,
-}
 
 /// A configuration and where it came from.
 #[derive(Clone, Debug)]
@@ -297,7 +147,7 @@ impl clap::Args for Flags {
         command.args(SETTINGS.iter().map(|setting| {
             Arg::new(setting.key)
                 .long(setting.flag)
-                .value_name(setting.form.value_name())
+                .value_name(setting.value_name())
                 .help(setting.about)
                 .help_heading(
                     "Settings (else from the environment or config.toml, see `farside config`)",
@@ -392,7 +242,12 @@ fn merge(
         check(setting, &value.value, &value.source)?;
         values.push(value);
     }
-    let config = typed(&values);
+    let config = Config::from_values(
+        &values
+            .iter()
+            .map(|value| (value.key.to_owned(), value.value.clone()))
+            .collect::<BTreeMap<_, _>>(),
+    );
     let warnings = variables
         .iter()
         .filter(|(name, _)| {
@@ -447,7 +302,7 @@ fn resolve(
 }
 
 fn bad_value(setting: &Setting, value: &str, origin: &str) -> ConfigError {
-    let form = setting.form.describe();
+    let form = setting.form();
     ConfigError::BadValue {
         origin: origin.to_owned(),
         key: setting.key,
@@ -457,57 +312,13 @@ fn bad_value(setting: &Setting, value: &str, origin: &str) -> ConfigError {
 }
 
 fn check(setting: &Setting, value: &str, origin: &str) -> Result<(), ConfigError> {
-    let good = match setting.form {
-        Form::Duration => parse_duration(value).is_some(),
-        Form::DurationOrNone => value == "none" || parse_duration(value).is_some(),
-        Form::Transport => transport(value).is_some(),
-        Form::LogFilter => tracing_subscriber::EnvFilter::try_new(value).is_ok(),
-    };
-    if good {
-        Ok(())
-    } else {
-        Err(bad_value(setting, value, origin))
-    }
-}
-
-/// The settings from values that [`check`] has let pass.
-fn typed(values: &[Value]) -> Config {
-    let text = |key: &str| {
-        let value = values
-            .iter()
-            .find(|v| v.key == key)
-            .expect("every setting has a value");
-        value.value.as_str()
-    };
-    let limit = |key: &str| parse_duration(text(key));
-    let duration = |key: &str| parse_duration(text(key)).expect("was checked");
-    Config {
-        idle_timeout: limit("idle_timeout"),
-        idle_timeout_detached: limit("idle_timeout_detached"),
-        input_timeout: limit("input_timeout"),
-        max_lifetime: limit("max_lifetime"),
-        retire_grace: duration("retire_grace"),
-        keep_records: limit("keep_records"),
-        engine_start_timeout: duration("engine_start_timeout"),
-        engine_transport: transport(text("engine_transport")).expect("was checked"),
-        log: text("log").to_owned(),
-    }
-}
-
-fn transport(text: &str) -> Option<EngineTransport> {
-    match text {
-        "auto" => Some(EngineTransport::Auto),
-        "ipc" => Some(EngineTransport::Ipc),
-        "tcp" => Some(EngineTransport::Tcp),
-        _ => None,
-    }
+    setting
+        .check(value)
+        .map_err(|_| bad_value(setting, value, origin))
 }
 
 fn setting_of(key: &str) -> &'static Setting {
-    SETTINGS
-        .iter()
-        .find(|s| s.key == key)
-        .expect("flags are made from the settings")
+    Setting::find(key).expect("flags are made from the settings")
 }
 
 fn variable_of(key: &str) -> String {

@@ -18,6 +18,7 @@ pub mod launcher;
 pub mod link;
 pub mod process;
 pub mod session;
+pub mod settings;
 pub mod state_dir;
 pub mod transport;
 pub mod wire;

@@ -5,12 +5,13 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// No runtime, files, network, clock, threads or environment in these.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
     "src/wire",
     "src/session",
     "src/journal/record.rs",
     "src/journal/codec.rs",
     "src/duration.rs",
+    "src/settings.rs",
     "src/cli/render.rs",
 ];
 
@@ -31,15 +32,19 @@ const IMPURE: [&str; 11] = [
 
 /// What each module may use: `cli -> launcher, host -> link, journal, session -> wire`, and the helpers beside them.
 /// A name with `::` allows that submodule only.
-const MAY_USE: [(&str, &[&str]); 14] = [
+const MAY_USE: [(&str, &[&str]); 15] = [
     ("wire", &[]),
     ("duration", &[]),
     ("process", &[]),
     ("kernelspec", &[]),
     ("transport", &["wire"]),
-    ("config", &["duration"]),
+    ("settings", &["duration"]),
+    ("config", &["duration", "settings"]),
     ("journal", &["wire"]),
-    ("session", &["wire", "journal::record", "duration"]),
+    (
+        "session",
+        &["wire", "journal::record", "duration", "settings"],
+    ),
     ("state_dir", &["journal::record", "process", "config"]),
     (
         "link",

@@ -1,9 +1,12 @@
 //! PURE. Journal records as a person reads them, and as JSON.
 
+use std::time::Duration;
+
 use serde::Serialize;
 use serde::ser::SerializeMap as _;
 use serde_json::value::RawValue;
 
+use crate::duration::format_duration;
 use crate::journal::record::{Body, ClientId, ExecutionNumber, Micros, Note, Record};
 use crate::journal::{Gap, Item};
 use crate::session::outputs::{Ansi, TextWriter};
@@ -153,7 +156,28 @@ fn describe_note(note: &Note) -> Option<String> {
         }
         Note::EngineEnded { why, .. } => format!("the engine ended: {why}"),
         Note::SessionEnded { reason } => format!("the session ended: {reason}"),
-        Note::SessionStarted { .. }
+        Note::Notice {
+            text, said: false, ..
+        } => text.clone(),
+        Note::Ending { reason, .. } => format!("the session ends: {reason}"),
+        Note::EndStep { step, outcome } if outcome.is_empty() => format!("at the end: {step}"),
+        Note::EndStep { step, outcome } => format!("at the end: {step}: {}", outcome.trim_end()),
+        Note::Set { key, value } => format!("{key} = {value} from here on"),
+        Note::Extended { seconds } => {
+            format!(
+                "extended by {}",
+                format_duration(Duration::from_secs(*seconds))
+            )
+        }
+        Note::Health { responsive: true } => "the engine's heartbeat answers again".to_owned(),
+        Note::Health { responsive: false } => {
+            "the engine's heartbeat does not answer; its process lives".to_owned()
+        }
+        Note::Notice { said: true, .. }
+        | Note::Clock { .. }
+        | Note::Usage { .. }
+        | Note::NotifyOf { .. }
+        | Note::SessionStarted { .. }
         | Note::HostStarted { .. }
         | Note::EngineStarted { .. }
         | Note::EngineReady { .. }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use clap::{Args as _, FromArgMatches as _};
 
 use super::*;
@@ -34,8 +36,19 @@ fn defaults_are_those_of_the_list() {
             idle_timeout_detached: hours(1),
             input_timeout: hours(12),
             max_lifetime: hours(24),
+            max_lifetime_cap: None,
+            cpu_budget: None,
+            notices: [30, 10, 1]
+                .map(|minutes| Duration::from_secs(minutes * 60))
+                .to_vec(),
             retire_grace: Duration::from_secs(30),
+            before_retire: String::new(),
+            before_retire_code: String::new(),
+            before_retire_timeout: Duration::from_secs(60),
+            notify: String::new(),
+            notify_after: Duration::from_secs(600),
             keep_records: hours(14 * 24),
+            keep_records_bytes: Some(10_000_000_000),
             engine_start_timeout: Duration::from_secs(60),
             engine_transport: EngineTransport::Auto,
             log: "info".to_owned(),

@@ -456,6 +456,7 @@ impl Driver {
                     self.tell(stream, Frame::Answer { id, answer });
                 }
             }
+            Effect::RunHook { .. } | Effect::Notify { .. } => {}
             Effect::End => self.over = true,
         }
     }
@@ -742,6 +743,16 @@ impl Driver {
             }),
             busy_since: running.and_then(|(_, execution)| execution.started),
             running: running.map(|(n, _)| n),
+            ends_by: None,
+            code: None,
+            outputs: 0,
+            output_bytes: 0,
+            cpu_seconds: 0.0,
+            cpu_seconds_left: None,
+            memory_bytes: 0,
+            memory_peak_bytes: 0,
+            unresponsive_since: None,
+            engine_end: None,
             connection_file: self.connection_file.clone(),
         }
     }

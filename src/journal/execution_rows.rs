@@ -248,6 +248,15 @@ impl Rows {
             | Note::Attach { .. }
             | Note::AttachEnded { .. }
             | Note::Checkpoint { .. }
+            | Note::Clock { .. }
+            | Note::Set { .. }
+            | Note::Extended { .. }
+            | Note::Notice { .. }
+            | Note::Ending { .. }
+            | Note::EndStep { .. }
+            | Note::Usage { .. }
+            | Note::Health { .. }
+            | Note::NotifyOf { .. }
             | Note::Unknown => {}
         }
         Ok(())

@@ -229,6 +229,79 @@ pub enum Note {
         /// As the session core wrote it.
         state: serde_json::Value,
     },
+    /// What the clocks showed when this was written (its own time is the wall clock's). There is one whenever a host
+    /// starts and whenever the clocks have moved against one another: the wall clock was set, or the machine slept. So
+    /// every record's time can be told in each of them.
+    Clock {
+        /// Microseconds that the machine was awake since it booted (CLOCK_MONOTONIC).
+        awake: Micros,
+        /// Microseconds since it booted (CLOCK_BOOTTIME).
+        elapsed: Micros,
+        /// Which boot (`/proc/sys/kernel/random/boot_id`).
+        #[serde(default)]
+        boot: String,
+    },
+    /// A setting was changed, for this session only.
+    Set {
+        /// Its key.
+        key: String,
+        /// Its value from now on.
+        value: String,
+    },
+    /// The session's end was moved.
+    Extended {
+        /// By so many seconds.
+        seconds: u64,
+    },
+    /// People were told that the session will end.
+    Notice {
+        /// Why it would: `idle`, `lifetime` or `budget`.
+        kind: String,
+        /// The deadline, on the clock that counts for this kind.
+        deadline: Micros,
+        /// How long before it, in seconds: one of the setting `notices`.
+        before: u64,
+        /// What was said.
+        text: String,
+        /// Whether something ran, in whose output it was said; else it is said with the next execution.
+        said: bool,
+    },
+    /// The session begins to end. A host that comes after this one goes on with it.
+    Ending {
+        /// As in [`Note::SessionEnded`].
+        reason: String,
+        /// Whether what runs is given time to finish, and the hooks are run.
+        retire: bool,
+    },
+    /// A step on the way to the end was taken.
+    EndStep {
+        /// `interrupt`, `before_retire_code`, `before_retire`, `shutdown_request`, `SIGTERM` or `SIGKILL`.
+        step: String,
+        /// What came of it, where that is known: a command's exit code and output, a limit that was passed.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        outcome: String,
+    },
+    /// What the engine and all that it started have used, in all its lives in this session.
+    Usage {
+        /// Microseconds of CPU time of the engines that have ended.
+        before: Micros,
+        /// Of the one that lives.
+        cpu: Micros,
+        /// The most memory that was seen in use at one time, bytes.
+        peak_bytes: u64,
+    },
+    /// The engine's heartbeat stopped answering, or answers again.
+    Health {
+        /// Whether it answers.
+        responsive: bool,
+    },
+    /// Whether the end of this execution is to be told of, whatever the settings say.
+    NotifyOf {
+        /// The execution, which may be yet to come.
+        n: ExecutionNumber,
+        /// Whether.
+        on: bool,
+    },
     /// The session is over. Nothing follows.
     SessionEnded {
         /// Begins with a word of the contract: `stopped`, `shutdown`, `idle`, ...

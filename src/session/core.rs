@@ -193,6 +193,11 @@ impl Core {
                 client,
                 command,
             } => self.on_command(id, client, command),
+            Event::Tick
+            | Event::Usage(_)
+            | Event::Health { .. }
+            | Event::HookEnded { .. }
+            | Event::EngineSignalled { .. } => {}
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
                 self.journal_failing = false;

@@ -1,6 +1,7 @@
 //! What goes into the session core and what comes out of it.
 
 use bytes::Bytes;
+use serde::Serialize;
 
 use crate::journal::record::{
     ClientId, ExecutionNumber, ExecutionState, Micros, ProcessEnd, Record,
@@ -97,6 +98,27 @@ pub enum Event {
         /// What.
         command: Command,
     },
+    /// Time has passed: [`super::core::Core::next_deadline`] has come.
+    Tick,
+    /// What the engine and all that it started have used by now.
+    Usage(Usage),
+    /// The engine's heartbeat stopped answering, or answers again.
+    Health {
+        /// Which engine of the session.
+        generation: u32,
+        /// Whether it answers.
+        responsive: bool,
+    },
+    /// The command of [`Effect::RunHook`] is over.
+    HookEnded {
+        /// How, and its output: one text.
+        outcome: String,
+    },
+    /// The engine did not end by itself and is made to.
+    EngineSignalled {
+        /// `SIGTERM` or `SIGKILL`.
+        signal: &'static str,
+    },
     /// Appending to the journal failed; what came since is sent but not kept.
     JournalFailed {
         /// The system's words.
@@ -130,6 +152,23 @@ pub enum Effect {
         /// Whether a new one follows (told to the engine).
         restart: bool,
     },
+    /// Run this shell command in the session's working directory, but not longer than this; [`Event::HookEnded`]
+    /// follows.
+    RunHook {
+        /// The command.
+        command: String,
+        /// Its time limit.
+        timeout: std::time::Duration,
+        /// Why the session ends.
+        reason: String,
+    },
+    /// Tell the person (`notify`).
+    Notify {
+        /// Shell command or URL.
+        to: String,
+        /// What.
+        notification: Box<Notification>,
+    },
     /// Look something up in the journal.
     Query(u64, Query),
     /// Answer to a CLI command: `{"ok": true, ...}` or `{"ok": false, "error": "..."}`.
@@ -143,6 +182,73 @@ pub enum Effect {
     },
     /// The session is over and its last record is written: end the host.
     End,
+}
+
+/// What an engine and all that it started use. Sampled now and then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Of this engine.
+    pub generation: u32,
+    /// Microseconds of CPU time, of descendants that have ended too. Never less than it was.
+    pub cpu: Micros,
+    /// Bytes of memory in use now.
+    pub memory_bytes: u64,
+}
+
+/// What [`Effect::Notify`] tells of.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Notification {
+    /// What happened.
+    pub event: NotifyOn,
+    /// In words, a line or two.
+    pub text: String,
+    /// When, microseconds since 1970.
+    pub time: Micros,
+    /// Session id.
+    pub session: String,
+    /// Its name.
+    pub name: String,
+    /// Kernelspec name of its engine.
+    pub engine: String,
+    /// The execution, where it is about one.
+    pub execution: Option<ExecutionNumber>,
+    /// Its state.
+    pub state: Option<ExecutionState>,
+    /// How long it ran, in seconds.
+    pub seconds: Option<f64>,
+    /// The beginning of its code.
+    pub code: Option<String>,
+    /// The session's end reason, or what kind of end is near.
+    pub reason: Option<String>,
+}
+
+/// What there is to tell a person of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+#[allow(missing_docs)]
+pub enum NotifyOn {
+    ExecutionFinished,
+    ExecutionFailed,
+    WaitingInput,
+    Notice,
+    Ended,
+    EngineDied,
+    Unresponsive,
+}
+
+impl NotifyOn {
+    /// Its name in JSON and in the environment.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::ExecutionFinished => "execution_finished",
+            Self::ExecutionFailed => "execution_failed",
+            Self::WaitingInput => "waiting_input",
+            Self::Notice => "notice",
+            Self::Ended => "ended",
+            Self::EngineDied => "engine_died",
+            Self::Unresponsive => "unresponsive",
+        }
+    }
 }
 
 /// A look-up in the journal.

@@ -530,6 +530,15 @@ impl State {
             | Note::HostStarted { .. }
             | Note::Gap { .. }
             | Note::Checkpoint { .. }
+            | Note::Clock { .. }
+            | Note::Set { .. }
+            | Note::Extended { .. }
+            | Note::Notice { .. }
+            | Note::Ending { .. }
+            | Note::EndStep { .. }
+            | Note::Usage { .. }
+            | Note::Health { .. }
+            | Note::NotifyOf { .. }
             | Note::Unknown => {}
         }
     }

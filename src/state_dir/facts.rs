@@ -164,6 +164,36 @@ pub struct Status {
     /// The number of the running execution.
     #[serde(default)]
     pub running: Option<u64>,
+    /// Which end that is: `idle`, `lifetime` or `budget`.
+    #[serde(default)]
+    pub ends_by: Option<String>,
+    /// The beginning of the running execution's code.
+    #[serde(default)]
+    pub code: Option<String>,
+    /// Messages of output, and their bytes, since the session began.
+    #[serde(default)]
+    pub outputs: u64,
+    /// See `outputs`.
+    #[serde(default)]
+    pub output_bytes: u64,
+    /// CPU time of engine and descendants, in seconds.
+    #[serde(default)]
+    pub cpu_seconds: f64,
+    /// What is left of it, where there is a budget.
+    #[serde(default)]
+    pub cpu_seconds_left: Option<f64>,
+    /// Memory of engine and descendants, in bytes.
+    #[serde(default)]
+    pub memory_bytes: u64,
+    /// The most that was seen of it.
+    #[serde(default)]
+    pub memory_peak_bytes: u64,
+    /// Since when the engine's heartbeat does not answer.
+    #[serde(with = "iso::option", default)]
+    pub unresponsive_since: Option<Micros>,
+    /// How the last engine ended, where it has.
+    #[serde(default)]
+    pub engine_end: Option<String>,
     /// The connection file of the last launcher: a launcher that is started again with the same one comes back to
     /// this session, also where there is no key.
     #[serde(default)]
@@ -185,6 +215,16 @@ impl Status {
             engine: None,
             busy_since: None,
             running: None,
+            ends_by: None,
+            code: None,
+            outputs: 0,
+            output_bytes: 0,
+            cpu_seconds: 0.0,
+            cpu_seconds_left: None,
+            memory_bytes: 0,
+            memory_peak_bytes: 0,
+            unresponsive_since: None,
+            engine_end: None,
             connection_file: None,
         }
     }
