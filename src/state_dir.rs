@@ -12,6 +12,7 @@ mod error;
 mod facts;
 mod locks;
 mod names;
+mod past;
 mod process;
 mod secure;
 #[cfg(test)]
@@ -28,6 +29,7 @@ pub use facts::{SessionFacts, SessionJson, SessionState, Status, iso};
 pub use locks::{CreationGuard, HostLock};
 pub use names::{ID_CHARS, NAME_BYTES_MAX, check_name, is_id, notebook_key};
 use names::{id_from, name_from_key, unique_name};
+pub use past::Past;
 pub use process::ProcessId;
 pub use secure::{check_private_dir, ensure_private_dir};
 
@@ -74,6 +76,10 @@ pub struct NewSession {
     pub key: Option<String>,
     /// Settings that its creator was given ([`crate::config::Loaded::given`]).
     pub settings: Vec<(String, String)>,
+    /// The ended session that it comes after ([`Sessions::predecessor`]).
+    pub predecessor: Option<String>,
+    /// The `header.session` of its frontends' messages, where they know one already. `None`: made of the id.
+    pub header_session: Option<String>,
 }
 
 /// One session on disk: its static facts and its folders.
@@ -235,16 +241,6 @@ impl Sessions {
         }
     }
 
-    /// The live sessions with this key and engine, the newest first. Whether one is free is the host's to say.
-    pub fn find_by_key(&self, key: &str, engine: &str) -> Result<Vec<Session>, StateError> {
-        let mut found = self.list()?;
-        found.retain(|s| {
-            s.json.key.as_deref() == Some(key) && s.json.engine == engine && s.is_live()
-        });
-        found.reverse();
-        Ok(found)
-    }
-
     /// Waits until no other process is creating or looking for a session to take over.
     pub fn lock_creation(&self, timeout: Duration) -> Result<CreationGuard, StateError> {
         ensure_private_dir(&self.state)?;
@@ -285,6 +281,8 @@ impl Sessions {
             cwd: new.cwd,
             key: new.key,
             settings: new.settings.into_iter().collect(),
+            predecessor: new.predecessor,
+            header_session: new.header_session,
             created: now(),
             sockets: self.runtime_dir()?.join(&id),
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -187,6 +187,7 @@ fn records() -> Vec<Record> {
             parent: r#"{"msg_id":"a"}"#.into(),
             n: 1,
             first_seq: 5,
+            session: String::new(),
         }),
         Body::Note(Note::AttachEnded {
             client: CLIENT,

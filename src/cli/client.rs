@@ -284,8 +284,13 @@ impl Conversation {
             Body::Reply {
                 channel, message, ..
             } => Some(Heard::Reply(channel, message)),
-            Body::Note(Note::Attach { parent, n, .. }) => {
-                self.place.mirrors.push(Mirror { parent, n });
+            Body::Note(Note::Attach {
+                parent, n, session, ..
+            }) => {
+                // Of an ended session nothing more comes.
+                if session.is_empty() {
+                    self.place.mirrors.push(Mirror { parent, n });
+                }
                 None
             }
             Body::Note(Note::AttachEnded { msg_id, .. }) => {

@@ -177,6 +177,7 @@ fn describe_note(note: &Note) -> Option<String> {
         | Note::Clock { .. }
         | Note::Usage { .. }
         | Note::NotifyOf { .. }
+        | Note::PredecessorTold { .. }
         | Note::SessionStarted { .. }
         | Note::HostStarted { .. }
         | Note::EngineStarted { .. }

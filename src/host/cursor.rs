@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
+use super::elsewhere::journal_of;
 use super::log::Tail;
 use crate::journal::record::{Body, ClientId, Note, Record};
 use crate::journal::{self, Item};
@@ -37,7 +38,7 @@ pub(super) struct Cursor {
     /// Up to here it gets what is for it alone, and nothing of what was published to all.
     joined_at: u64,
     disk: Option<journal::Reader>,
-    hint: String,
+    session: String,
     /// The session's last record was handled: nothing follows.
     over: bool,
 }
@@ -109,7 +110,7 @@ impl Cursor {
             skip: (seq, part),
             joined_at: 0,
             disk: None,
-            hint: format!("`farside logs {session}`"),
+            session: session.to_owned(),
             over: false,
         }
     }
@@ -187,10 +188,12 @@ impl Cursor {
 
     async fn replay(&mut self, record: &Arc<Record>, replay: Replay, to: &mut Vec<Delivery>) {
         let dir = self.tail.dir().to_owned();
-        let (wanted, hint) = (
-            replay.clone(),
-            format!("{} {} shows them all", self.hint, replay.n),
-        );
+        let wanted = replay.clone();
+        let session = match replay.session.as_str() {
+            "" => &self.session,
+            other => other,
+        };
+        let hint = format!("`farside logs {session} {}` shows them all", replay.n);
         let made = tokio::task::spawn_blocking(move || outputs_so_far(dir, &wanted, &hint)).await;
         let messages = match made {
             Ok(Ok(messages)) => messages,
@@ -291,6 +294,10 @@ fn outputs_so_far(
     replay: &Replay,
     hint: &str,
 ) -> std::io::Result<Vec<(String, Message)>> {
+    let dir = match replay.session.as_str() {
+        "" => dir,
+        other => journal_of(&dir, other)?,
+    };
     let mut input = None;
     let mut parent = Bytes::new();
     let mut compactor = Compactor::new(Limits::default(), hint);

@@ -197,6 +197,7 @@ fn attached_session(log: &mut Log) -> u64 {
             parent: parents[parent].clone(),
             n,
             first_seq,
+            session: String::new(),
         })
     };
     bodies.push(attach(2, 1, 1));
@@ -521,4 +522,84 @@ fn the_tail_gives_what_fits_and_knows_what_it_has_not() {
     assert_eq!(seqs(LAGGING_RECORDS, usize::MAX), [0; 0]);
     let memory: usize = (first..=LAGGING_RECORDS).map(|_| LARGE_BYTES).sum();
     assert!(memory <= 4 << 20, "{memory}");
+}
+
+/// A subscriber gets the outputs of an ended session's execution from that one's journal, and of its own session
+/// nothing in their stead.
+#[test]
+fn a_replay_of_an_ended_session_is_read_from_its_journal() {
+    let all_sessions = tempfile::tempdir().unwrap();
+    let (own, old) = ("own1own1", "old1old1");
+    let journal = |id: &str| {
+        let dir = all_sessions.path().join(id).join("journal");
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    };
+    let mut log = new_log(&journal(old));
+    attached_session(&mut log);
+    drop(log);
+    let parent =
+        json!({ "msg_id": "a1", "msg_type": "execute_request", "session": "f", "username": "u",
+        "date": "2026-01-01T00:00:00Z", "version": "5.4" })
+        .to_string();
+    let attach = |n, session: &str| {
+        Body::Note(Note::Attach {
+            client: CLIENT,
+            parent: parent.clone(),
+            n,
+            first_seq: 1,
+            session: session.into(),
+        })
+    };
+    let mut log = new_log(&journal(own));
+    let output = |text: &str| Body::Iopub {
+        client: None,
+        execution: 1,
+        message: message(
+            "stream",
+            text,
+            "{}",
+            json!({ "name": "stdout", "text": text }),
+        ),
+    };
+    let bodies = [
+        output("ours"),
+        attach(1, old),
+        output("ours, later"),
+        attach(1, "gone1111"),
+        attach(1, "../../x1"),
+    ];
+    let records: Vec<_> = (1..)
+        .zip(bodies)
+        .map(|(seq, body)| record(seq, body))
+        .collect();
+    append(&mut log, records);
+    let deliveries = block_on(async { all(&mut cursor(&log, from_the_start()), 5).await });
+    let shown: Vec<String> = (deliveries.iter())
+        .filter_map(|delivery| match &delivery.record.body {
+            Body::Iopub { message, .. } => {
+                let content: serde_json::Value = serde_json::from_slice(&message.content).unwrap();
+                let gist = content["text"].as_str().or(content["code"].as_str());
+                let parent = message.parent().map(|parent| parent.msg_id.into_owned());
+                Some(format!("{} {}", parent.unwrap_or_default(), gist.unwrap()))
+            }
+            _ => None,
+        })
+        .collect();
+    let expected = [
+        " ours",
+        "a1 x",
+        "a1 1 0\n",
+        "a1 1 1\n",
+        "a1 1 2\nlive",
+        "a1 both",
+        "a1 end",
+        " ours, later",
+    ];
+    assert_eq!(shown[..expected.len()], expected);
+    let [gone, no_id] = &shown[expected.len()..] else {
+        panic!("{shown:?}");
+    };
+    assert!(gone.contains("not kept any more"), "{gone}");
+    assert!(no_id.contains("no session's id"), "{no_id}");
 }

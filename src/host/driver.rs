@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::clients::{self, Admission, Opening, StreamId};
 use super::cursor::Cursor;
+use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
 use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log};
@@ -155,13 +156,14 @@ pub(super) async fn run(
         interrupt_by_message: session.json.interrupt_by_message,
         session_id: session.json.header_session(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        predecessor: elsewhere::predecessor(&session),
     };
     let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
     let journal_dir = session.dir.journal();
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
         log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
-        lookups: Lookups::start(journal_dir, inbox.clone())?,
+        lookups: Lookups::start(&session, inbox.clone())?,
         engine: EngineDriver::new(
             session.clone(),
             inbox.clone(),

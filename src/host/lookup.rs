@@ -1,6 +1,6 @@
 //! The index thread: keeps the index up with the log, and looks things up for the core.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -8,10 +8,11 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::driver::Input;
+use super::elsewhere::{Elsewhere, Failure, Named, journal_selector, summary, with_reply};
 use super::inbox::Inbox;
-use crate::journal::record::{Body, ExecutionState, Micros};
-use crate::journal::{self, ExecutionInfo, Index, Reader};
-use crate::session::event::{Answer, Event, ExecutionSummary, PastExecution, Query, Selector};
+use crate::journal::{self, Index};
+use crate::session::event::{Answer, Event, Query, Target};
+use crate::state_dir::Session;
 
 /// The thread and the way to it.
 pub struct Lookups {
@@ -34,14 +35,15 @@ enum Task {
 const TASKS_MAX: usize = 1024;
 
 impl Lookups {
-    /// Starts the thread over the journal in `dir`.
-    pub fn start(dir: PathBuf, inbox: Inbox<Input>) -> std::io::Result<Self> {
+    /// Starts the thread over the session's journal.
+    pub fn start(session: &Session, inbox: Inbox<Input>) -> std::io::Result<Self> {
+        let (dir, elsewhere) = (session.dir.journal(), Elsewhere::new(session.clone()));
         let (sender, receiver) = mpsc::sync_channel(TASKS_MAX);
         let told = Arc::<AtomicBool>::default();
         let heard = told.clone();
         let thread = std::thread::Builder::new()
             .name("index".into())
-            .spawn(move || run(dir, receiver, inbox, heard))?;
+            .spawn(move || run(dir, elsewhere, receiver, inbox, heard))?;
         Ok(Self {
             told,
             sender: Some(sender),
@@ -74,7 +76,13 @@ impl Lookups {
     }
 }
 
-fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>, told: Arc<AtomicBool>) {
+fn run(
+    dir: PathBuf,
+    elsewhere: Elsewhere,
+    tasks: mpsc::Receiver<Task>,
+    inbox: Inbox<Input>,
+    told: Arc<AtomicBool>,
+) {
     let mut index = open(&dir);
     let mut due: Option<Instant> = None;
     loop {
@@ -90,7 +98,7 @@ fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>, told: Arc
                 due = None;
                 told.store(false, Ordering::Release);
                 let answer = match catch_up(&mut index, &dir) {
-                    Some(index) => answer(index, &dir, query, session),
+                    Some(index) => answer(index, &dir, &elsewhere, query, session),
                     None => {
                         Answer::Failed("the journal's index cannot be opened; see host.log".into())
                     }
@@ -109,13 +117,13 @@ fn run(dir: PathBuf, tasks: mpsc::Receiver<Task>, inbox: Inbox<Input>, told: Arc
     catch_up(&mut index, &dir);
 }
 
-fn open(dir: &std::path::Path) -> Option<Index> {
+fn open(dir: &Path) -> Option<Index> {
     Index::open(dir)
         .inspect_err(|error| tracing::error!(%error, "the journal's index cannot be opened"))
         .ok()
 }
 
-fn catch_up<'a>(index: &'a mut Option<Index>, dir: &std::path::Path) -> Option<&'a mut Index> {
+fn catch_up<'a>(index: &'a mut Option<Index>, dir: &Path) -> Option<&'a mut Index> {
     if index.is_none() {
         *index = open(dir);
     }
@@ -130,85 +138,61 @@ fn catch_up<'a>(index: &'a mut Option<Index>, dir: &std::path::Path) -> Option<&
 
 fn answer(
     index: &mut Index,
-    dir: &std::path::Path,
+    dir: &Path,
+    elsewhere: &Elsewhere,
     query: Query,
     session: serde_json::Value,
 ) -> Answer {
     let result = match query {
-        Query::Execution(selector) => past_execution(index, dir, &selector).map(Answer::Execution),
-        Query::History { limit } => history(index, limit).map(|executions| Answer::History {
-            session,
-            executions,
-        }),
+        Query::Execution(target) => execution(index, dir, elsewhere, &target),
+        Query::History {
+            session: named,
+            limit,
+        } => history(index, elsewhere, named.as_deref(), limit, session),
     };
     result.unwrap_or_else(|error| Answer::Failed(format!("the journal cannot be read: {error}")))
 }
 
-type Failure = Box<dyn std::error::Error>;
-
-fn past_execution(
+fn execution(
     index: &Index,
-    dir: &std::path::Path,
-    selector: &Selector,
-) -> Result<Option<Box<PastExecution>>, Failure> {
-    let selector = match selector {
-        Selector::Latest => journal::Selector::Latest,
-        Selector::Number(n) => journal::Selector::Number(*n),
-        Selector::MsgId(msg_id) => journal::Selector::ById(msg_id.clone()),
-    };
-    let Some(info) = index.execution(&selector)? else {
-        return Ok(None);
-    };
-    let reply_content = match info.places.reply {
-        Some(position) => match Reader::open_at(dir, position)?.read_at(position)? {
-            Some(record) => match record.body {
-                Body::Reply { message, .. } => Some(message.content),
-                Body::Request { .. } | Body::Iopub { .. } | Body::Note(_) => None,
-            },
-            None => None,
-        },
-        None => None,
-    };
-    let first_seq = info.places.first_seq;
-    Ok(Some(Box::new(PastExecution {
-        summary: summary(info),
-        first_seq,
-        reply_content,
-    })))
+    dir: &Path,
+    elsewhere: &Elsewhere,
+    target: &Target,
+) -> Result<Answer, Failure> {
+    let selector = &target.selector;
+    match target.session.as_deref().map(|name| elsewhere.named(name)) {
+        Some(Named::Other(session)) => return elsewhere.execution(&session, selector),
+        Some(Named::None(why)) => return Ok(Answer::NotThere(why)),
+        Some(Named::This) | None => {}
+    }
+    match index.execution(&journal_selector(selector))? {
+        Some(info) => {
+            let past = with_reply(dir, info)?;
+            Ok(Answer::Execution(Some(Box::new(past))))
+        }
+        None => elsewhere.before(selector),
+    }
 }
 
-fn history(index: &Index, limit: usize) -> Result<Vec<ExecutionSummary>, Failure> {
+fn history(
+    index: &Index,
+    elsewhere: &Elsewhere,
+    named: Option<&str>,
+    limit: usize,
+    session: serde_json::Value,
+) -> Result<Answer, Failure> {
+    match named.map(|name| elsewhere.named(name)) {
+        Some(Named::Other(session)) => return elsewhere.history(&session, limit),
+        Some(Named::None(why)) => return Ok(Answer::NotThere(why)),
+        Some(Named::This) | None => {}
+    }
     let filter = journal::Filter {
         limit: Some(limit),
         ..journal::Filter::default()
     };
-    Ok(index
-        .executions(&filter)?
-        .into_iter()
-        .map(summary)
-        .collect())
-}
-
-fn summary(info: ExecutionInfo) -> ExecutionSummary {
-    let ExecutionInfo {
-        n,
-        msg_id,
-        cell_id,
-        code,
-        state,
-        started,
-        ended,
-        ..
-    } = info;
-    let (started, ended): (Option<Micros>, Option<Micros>) = (started, ended);
-    let state: ExecutionState = state;
-    ExecutionSummary {
-        n,
-        msg_id,
-        cell_id,
-        code,
-        state,
-        started,
-        ended,
-    }
+    let executions = index.executions(&filter)?.into_iter().map(summary);
+    Ok(Answer::History {
+        session,
+        executions: executions.collect(),
+    })
 }

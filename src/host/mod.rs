@@ -3,11 +3,13 @@
 //! Owns the engine, the journal and the link's socket. All decisions are the core's ([`crate::session::core`]); here
 //! is only what carries them out: `driver` the loop, `engine` the engine's process and sockets, `ingest` the
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
-//! journal's writing end, `lookup` the index thread.
+//! journal's writing end, `lookup` the index thread, `elsewhere` the
+//! journals of other sessions.
 
 mod clients;
 mod cursor;
 mod driver;
+mod elsewhere;
 mod engine;
 mod inbox;
 mod ingest;

@@ -105,8 +105,19 @@ fn note() -> impl Strategy<Value = Note> {
             client,
             parent,
             n,
-            first_seq: n
+            first_seq: n,
+            session: String::new(),
         }),
+        (client(), any::<String>(), any::<String>()).prop_map(|(client, parent, session)| {
+            Note::Attach {
+                client,
+                parent,
+                n: 1,
+                first_seq: 2,
+                session,
+            }
+        }),
+        any::<String>().prop_map(|session| Note::PredecessorTold { session }),
         (client(), any::<String>())
             .prop_map(|(client, msg_id)| Note::AttachEnded { client, msg_id }),
         json().prop_map(|state| Note::Checkpoint { state }),

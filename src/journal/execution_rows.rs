@@ -257,6 +257,7 @@ impl Rows {
             | Note::Usage { .. }
             | Note::Health { .. }
             | Note::NotifyOf { .. }
+            | Note::PredecessorTold { .. }
             | Note::Unknown => {}
         }
         Ok(())

@@ -216,6 +216,9 @@ pub enum Note {
         /// The seq of that execution's request: where a reader begins to look for its outputs.
         #[serde(default)]
         first_seq: u64,
+        /// The session whose execution it is: the id of one that has ended. Empty: this one.
+        #[serde(default, skip_serializing_if = "String::is_empty")]
+        session: String,
     },
     /// That attachment is over.
     AttachEnded {
@@ -301,6 +304,11 @@ pub enum Note {
         n: ExecutionNumber,
         /// Whether.
         on: bool,
+    },
+    /// A person was told what became of the session before this one.
+    PredecessorTold {
+        /// That session's id.
+        session: String,
     },
     /// The session is over. Nothing follows.
     SessionEnded {

@@ -46,10 +46,11 @@ pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream),
         .as_deref()
         .map(|name| notebook_key(name, &wanted.cwd));
     let candidates = match &key {
-        Some(key) => sessions.find_by_key(key, &wanted.engine.name)?,
+        Some(key) => sessions.of_key(key, &wanted.engine.name)?,
         None => with_connection_file(&sessions, &wanted.connection_file, &wanted.engine.name)?,
     };
-    for session in candidates.into_iter().filter(Session::is_live) {
+    let (live, over): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Session::is_live);
+    for session in live {
         match reach::open(&session, hello).await {
             Ok(stream) => return Ok((session, stream)),
             // It ended meanwhile, or somebody has it.
@@ -62,6 +63,7 @@ pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream),
     let new = NewSession {
         key,
         settings: wanted.settings.clone(),
+        predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
         ..new_session(&wanted.engine, env, &wanted.cwd)
     };
     let session = sessions.create(&guard, new)?;
@@ -81,6 +83,8 @@ pub fn new_session(engine: &EngineSpec, env: Vec<(String, String)>, cwd: &Path) 
         cwd: cwd.to_owned(),
         key: None,
         settings: Vec::new(),
+        predecessor: None,
+        header_session: None,
     }
 }
 

@@ -149,8 +149,13 @@ impl Subscriber {
         (self.place.seq, self.place.part) = (record.seq, part);
         match record.body {
             Body::Iopub { message, .. } => self.send(&message, writer),
-            Body::Note(Note::Attach { parent, n, .. }) => {
-                self.place.mirrors.push(Mirror { parent, n })
+            Body::Note(Note::Attach {
+                parent, n, session, ..
+            }) => {
+                // Of an ended session nothing more comes.
+                if session.is_empty() {
+                    self.place.mirrors.push(Mirror { parent, n });
+                }
             }
             Body::Note(Note::AttachEnded { msg_id, .. }) => {
                 self.place

@@ -7,15 +7,17 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::core::{Core, Lookup};
-use super::event::{PastExecution, Query, Selector};
+use super::event::{PastExecution, Query, Selector, Target};
 use super::state::{Asked, Attachment};
 use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Note};
 use crate::wire::{Channel, Message};
 
 impl Core {
-    pub(super) fn attach(&mut self, client: ClientId, message: Message, selector: Selector) {
+    pub(super) fn attach(&mut self, client: ClientId, message: Message, mut target: Target) {
         let asked = self.wait(client, Channel::Shell, message);
-        let live = match &selector {
+        target.session = self.other_session(target.session);
+        let live = match &target.selector {
+            _ if target.session.is_some() => None,
             Selector::Latest => self.state.running().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
             Selector::MsgId(msg_id) => self
@@ -25,8 +27,13 @@ impl Core {
         };
         match live {
             Some(n) => self.attach_to_live(&asked, n),
-            None => self.lookup(Lookup::Attach(asked), Query::Execution(selector)),
+            None => self.lookup(Lookup::Attach(asked), Query::Execution(target)),
         }
+    }
+
+    /// What a person calls a session, if that is not plainly this one.
+    pub(super) fn other_session(&self, named: Option<String>) -> Option<String> {
+        named.filter(|name| *name != self.facts.id && *name != self.facts.name)
     }
 
     fn attach_to_live(&mut self, asked: &Asked, n: ExecutionNumber) {
@@ -42,7 +49,7 @@ impl Core {
             execution.first_seq,
             execution.state == ExecutionState::WaitingInput,
         );
-        self.begin_attachment(asked, n, first_seq);
+        self.begin_attachment(asked, n, first_seq, String::new());
         if waiting && let Some(input) = self.state.input.clone() {
             let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
             self.ask(asked, n, &content);
@@ -55,16 +62,17 @@ impl Core {
             self.magic_error(
                 &asked,
                 "UnknownExecution",
-                "there is no such execution in this session. `%farside history` lists those there are.",
+                "there is no such execution in this session. `%farside history` lists those there are; \
+                 `%farside attach SESSION:N` shows one of a session that has ended (`farside ls --all`).",
             );
             return;
         };
         let n = past.summary.n;
-        if self.state.live.contains_key(&n) {
+        if past.session.is_empty() && self.state.live.contains_key(&n) {
             self.attach_to_live(&asked, n);
             return;
         }
-        self.begin_attachment(&asked, n, past.first_seq);
+        self.begin_attachment(&asked, n, past.first_seq, past.session);
         let content = past
             .reply_content
             .and_then(|content| serde_json::from_slice(&content).ok())
@@ -73,13 +81,20 @@ impl Core {
         self.end_attachment(&Attachment { msg_id, asked, n }, &content);
     }
 
-    fn begin_attachment(&mut self, asked: &Asked, n: ExecutionNumber, first_seq: u64) {
+    fn begin_attachment(
+        &mut self,
+        asked: &Asked,
+        n: ExecutionNumber,
+        first_seq: u64,
+        session: String,
+    ) {
         self.status(asked, "busy");
         self.note(Note::Attach {
             client: asked.client,
             parent: asked.header.clone(),
             n,
             first_seq,
+            session,
         });
     }
 
@@ -136,7 +151,7 @@ fn lost_reply(summary: &super::event::ExecutionSummary) -> Value {
 }
 
 /// `metadata.farside.attach`, where the request has it.
-pub(super) fn wanted_attachment(metadata: &[u8]) -> Option<Selector> {
+pub(super) fn wanted_attachment(metadata: &[u8]) -> Option<Target> {
     #[derive(Deserialize)]
     struct Metadata {
         farside: Option<Farside>,
@@ -149,5 +164,5 @@ pub(super) fn wanted_attachment(metadata: &[u8]) -> Option<Selector> {
         .ok()?
         .farside?
         .attach?;
-    Some(Selector::MsgId(attach))
+    Some(Selector::MsgId(attach).into())
 }

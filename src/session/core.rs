@@ -36,6 +36,25 @@ pub struct Facts {
     pub session_id: String,
     /// farside's version.
     pub version: String,
+    /// The session before this one, where a person should hear what became of it.
+    pub predecessor: Option<Predecessor>,
+}
+
+/// A session that has ended, in the eyes of the one that came after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Predecessor {
+    /// Its id.
+    pub id: String,
+    /// Whether it was of the same notebook; else only the same frontend had it.
+    pub of_notebook: bool,
+    /// How many executions it had: the number of the last one.
+    pub executions: ExecutionNumber,
+    /// When it ended; of a lost one, when it was last heard of.
+    pub ended_at: Micros,
+    /// Whether nobody saw its end.
+    pub lost: bool,
+    /// Why it ended.
+    pub reason: String,
 }
 
 /// Where the engine stands.

@@ -255,15 +255,36 @@ impl NotifyOn {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Query {
     /// One execution and its reply.
-    Execution(Selector),
+    Execution(Target),
     /// The last `limit` executions, newest first.
     History {
+        /// Of this session where it is `None`.
+        session: Option<String>,
         /// At most so many.
         limit: usize,
     },
 }
 
-/// How a person names an execution.
+/// An execution as a person names it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Target {
+    /// Its session: an id, the beginning of one, or a name. `None`: this session, and where nothing is found in it
+    /// by msg_id (or there is nothing in it at all), those before it.
+    pub session: Option<String>,
+    /// Which of its executions.
+    pub selector: Selector,
+}
+
+impl From<Selector> for Target {
+    fn from(selector: Selector) -> Self {
+        Self {
+            session: None,
+            selector,
+        }
+    }
+}
+
+/// Which of a session's executions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     /// The last one.
@@ -286,6 +307,8 @@ pub enum Answer {
         /// Newest first.
         executions: Vec<ExecutionSummary>,
     },
+    /// There is no such execution, or none that can be shown here: why, and what to do.
+    NotThere(String),
     /// The journal could not be read.
     Failed(String),
 }
@@ -293,6 +316,8 @@ pub enum Answer {
 /// An execution as the journal has it.
 #[derive(Debug, Clone)]
 pub struct PastExecution {
+    /// The ended session that it is of; empty: this one.
+    pub session: String,
     /// Number, code, state, times.
     pub summary: ExecutionSummary,
     /// Where its first record is.

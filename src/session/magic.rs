@@ -1,6 +1,6 @@
 //! `%farside ...` in a cell: parsing and help.
 
-use super::event::Selector;
+use super::event::{Selector, Target};
 use crate::duration::{DURATION_FORM, parse_duration};
 use crate::journal::record::ExecutionNumber;
 
@@ -9,7 +9,8 @@ pub const HELP: &str = "\
 %farside status                what runs here, and how to come back to it
 %farside attach [N|MSG_ID]     show the outputs of an execution in this cell, and follow it to its end
                                (no argument: the running one, else the last one)
-%farside history               the executions of this session
+%farside attach SESSION:N      the same of a session that has ended (SESSION: its last one)
+%farside history [SESSION]     the executions of this session, or of another
 %farside extend DURATION       move the session's end, where it has one (today: none has)
 %farside retire                end this session and its engine; the outputs stay readable
 %farside help                  this text
@@ -21,9 +22,9 @@ pub enum Magic {
     /// Show the session.
     Status,
     /// Show an execution's outputs here.
-    Attach(Selector),
-    /// List executions.
-    History,
+    Attach(Target),
+    /// List executions, of this session or the one that is named.
+    History(Option<String>),
     /// Move the end by so many seconds.
     Extend(u64),
     /// End the session.
@@ -59,10 +60,11 @@ fn parse(words: &str) -> Result<Magic, String> {
     match words.as_slice() {
         [] | ["help"] => Ok(Magic::Help),
         ["status"] => Ok(Magic::Status),
-        ["history"] => Ok(Magic::History),
+        ["history"] => Ok(Magic::History(None)),
+        ["history", session] => Ok(Magic::History(Some((*session).to_owned()))),
         ["retire"] => Ok(Magic::Retire),
-        ["attach"] => Ok(Magic::Attach(Selector::Latest)),
-        ["attach", which] => Ok(Magic::Attach(selector(which))),
+        ["attach"] => Ok(Magic::Attach(Selector::Latest.into())),
+        ["attach", which] => Ok(Magic::Attach(target(which))),
         ["extend", duration] => parse_duration(duration)
             .map(|duration| Magic::Extend(duration.as_secs()))
             .ok_or_else(|| format!("%farside extend takes {DURATION_FORM}, not `{duration}`")),
@@ -79,10 +81,23 @@ fn parse(words: &str) -> Result<Magic, String> {
     }
 }
 
-fn selector(word: &str) -> Selector {
+/// `7`, a msg_id, `k3f9x2a1:7`, or `k3f9x2a1:`.
+fn target(word: &str) -> Target {
+    if let Some((session, which)) = word.rsplit_once(':')
+        && !session.is_empty()
+        && let Some(selector) = match which {
+            "" => Some(Selector::Latest),
+            n => n.parse().ok().map(Selector::Number),
+        }
+    {
+        return Target {
+            session: Some(session.to_owned()),
+            selector,
+        };
+    }
     match word.parse::<ExecutionNumber>() {
-        Ok(n) => Selector::Number(n),
-        Err(_) => Selector::MsgId(word.to_owned()),
+        Ok(n) => Selector::Number(n).into(),
+        Err(_) => Selector::MsgId(word.to_owned()).into(),
     }
 }
 
@@ -107,15 +122,52 @@ mod tests {
     fn attach_takes_a_number_a_msg_id_or_nothing() {
         assert_eq!(
             command_in("%farside attach"),
-            Some(Ok(Magic::Attach(Selector::Latest)))
+            Some(Ok(Magic::Attach(Selector::Latest.into())))
         );
         assert_eq!(
             command_in("%farside attach 7"),
-            Some(Ok(Magic::Attach(Selector::Number(7))))
+            Some(Ok(Magic::Attach(Selector::Number(7).into())))
         );
         assert_eq!(
             command_in("%farside attach a-b_1"),
-            Some(Ok(Magic::Attach(Selector::MsgId("a-b_1".into()))))
+            Some(Ok(Magic::Attach(Selector::MsgId("a-b_1".into()).into())))
+        );
+    }
+
+    #[test]
+    fn attach_and_history_take_a_session() {
+        let of = |session: &str, selector| {
+            Some(Ok(Magic::Attach(Target {
+                session: Some(session.to_owned()),
+                selector,
+            })))
+        };
+        assert_eq!(
+            command_in("%farside attach k3f9x2a1:14"),
+            of("k3f9x2a1", Selector::Number(14))
+        );
+        assert_eq!(
+            command_in("%farside attach k3f:"),
+            of("k3f", Selector::Latest)
+        );
+        assert_eq!(
+            command_in("%farside attach a:b:2"),
+            of("a:b", Selector::Number(2))
+        );
+        // No session: a msg_id may have what it likes in it.
+        for msg_id in ["a:b", ":3", ":"] {
+            assert_eq!(
+                command_in(&format!("%farside attach {msg_id}")),
+                Some(Ok(Magic::Attach(Selector::MsgId(msg_id.into()).into())))
+            );
+        }
+        assert_eq!(
+            command_in("%farside history k3f9x2a1"),
+            Some(Ok(Magic::History(Some("k3f9x2a1".into()))))
+        );
+        assert_eq!(
+            command_in("%farside history"),
+            Some(Ok(Magic::History(None)))
         );
     }
 

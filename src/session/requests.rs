@@ -24,6 +24,18 @@ struct ExecuteRequest<'a> {
     code: Cow<'a, str>,
 }
 
+/// Whether a person executes: what frontends run by themselves is silent or leaves no history.
+fn is_persons(content: &[u8]) -> bool {
+    #[derive(Deserialize)]
+    struct Kind {
+        #[serde(default)]
+        silent: bool,
+        store_history: Option<bool>,
+    }
+    serde_json::from_slice::<Kind>(content)
+        .is_ok_and(|kind| !kind.silent && kind.store_history != Some(false))
+}
+
 /// The code of an execute_request; `None` where its content is not what the protocol says.
 fn code_of(content: &[u8]) -> Option<Cow<'_, str>> {
     // A derived struct also reads a JSON list.
@@ -56,7 +68,11 @@ impl Core {
             (Channel::Shell, "execute_request") => self.on_execute(client, message),
             (Channel::Shell, "farside_list_request") => {
                 let asked = self.wait(client, channel, message);
-                self.lookup(Lookup::List(asked), Query::History { limit: LIST_MAX });
+                let query = Query::History {
+                    session: None,
+                    limit: LIST_MAX,
+                };
+                self.lookup(Lookup::List(asked), query);
             }
             (_, "shutdown_request") => {
                 self.on_shutdown(&Asked::new(client, channel, &message), &message)
@@ -101,10 +117,11 @@ impl Core {
             self.let_console_go(&asked);
             return;
         }
-        if let Some(selector) = wanted_attachment(&message.metadata) {
-            self.attach(client, message, selector);
+        if let Some(target) = wanted_attachment(&message.metadata) {
+            self.attach(client, message, target);
             return;
         }
+        let by_person = is_persons(&message.content);
         let n = self.state.last_n + 1;
         let absent = match &self.engine {
             Engine::Absent { why } => Some(why.clone()),
@@ -118,6 +135,9 @@ impl Core {
             execution: n,
             message,
         });
+        if by_person {
+            self.say_what_was_before(n);
+        }
         if let Some(why) = absent {
             if let Some(why) = why {
                 self.say_engine_is_new(n, &why);
@@ -143,6 +163,27 @@ impl Core {
         let text = format!("[farside] {why}. A new engine was started; variables are gone.\n");
         let content = json!({ "name": "stderr", "text": text });
         self.publish(None, n, "stream", &header, &content);
+    }
+
+    /// In the outputs of the first execution of a person: what became of the session before this one.
+    fn say_what_was_before(&mut self, n: ExecutionNumber) {
+        let Some(predecessor) = &self.facts.predecessor else {
+            return;
+        };
+        if self.state.predecessor_told {
+            return;
+        }
+        let Some(execution) = self.state.live.get(&n) else {
+            return;
+        };
+        let header = execution.asked.header.clone();
+        let (session, text) = (
+            predecessor.id.clone(),
+            text::predecessor(predecessor, self.now),
+        );
+        let content = json!({ "name": "stderr", "text": text });
+        self.publish(None, n, "stream", &header, &content);
+        self.note(Note::PredecessorTold { session });
     }
 
     fn forward(&mut self, client: ClientId, channel: Channel, message: Message) {
@@ -319,10 +360,14 @@ impl Core {
     fn on_magic(&mut self, asked: Asked, message: Message, command: Result<Magic, String>) {
         match command {
             Err(usage) => self.magic_error(&asked, "FarsideUsageError", &usage),
-            Ok(Magic::Attach(selector)) => self.attach(asked.client, message, selector),
-            Ok(Magic::History) => {
+            Ok(Magic::Attach(target)) => self.attach(asked.client, message, target),
+            Ok(Magic::History(session)) => {
                 let asked = self.wait(asked.client, Channel::Shell, message);
-                self.lookup(Lookup::History(asked), Query::History { limit: LIST_MAX })
+                let query = Query::History {
+                    session: self.other_session(session),
+                    limit: LIST_MAX,
+                };
+                self.lookup(Lookup::History(asked), query)
             }
             Ok(Magic::Status) => {
                 let status = text::status(self);
@@ -400,6 +445,12 @@ impl Core {
             ) => {
                 self.answer_list(&asked, &session, &executions);
             }
+            (Lookup::Attach(asked), Answer::NotThere(why)) => {
+                self.magic_error(&asked, "UnknownExecution", &why);
+            }
+            (Lookup::History(asked), Answer::NotThere(why)) => {
+                self.magic_error(&asked, "FarsideError", &why);
+            }
             (Lookup::Attach(asked) | Lookup::History(asked), Answer::Failed(why)) => {
                 self.magic_error(&asked, "JournalError", &why);
             }
@@ -407,7 +458,8 @@ impl Core {
                 self.refuse_with(&asked, "JournalError", &why);
             }
             (Lookup::Attach(_), Answer::History { .. })
-            | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_)) => {
+            | (Lookup::History(_) | Lookup::List(_), Answer::Execution(_))
+            | (Lookup::List(_), Answer::NotThere(_)) => {
                 tracing::error!("the journal answered another question than it was asked");
             }
         }

@@ -67,6 +67,9 @@ pub struct State {
     pub last_activity: Micros,
     /// Time of the last record.
     pub last_record: Micros,
+    /// A person was told what became of the session before this one.
+    #[serde(default)]
+    pub predecessor_told: bool,
     /// Set once: why the session ended.
     pub ended: Option<String>,
 }
@@ -507,8 +510,16 @@ impl State {
             }
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
-                client, parent, n, ..
+                client,
+                parent,
+                n,
+                session,
+                ..
             } => {
+                if !session.is_empty() {
+                    // It ends in the very turn it begins in; no execution of ours has to do with it.
+                    return;
+                }
                 let msg_id = header_id(parent);
                 let asked = self
                     .pending
@@ -525,6 +536,7 @@ impl State {
             Note::AttachEnded { client, msg_id } => self.attachments.retain(|attachment| {
                 attachment.msg_id != *msg_id || attachment.asked.client != *client
             }),
+            Note::PredecessorTold { .. } => self.predecessor_told = true,
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. }
             | Note::HostStarted { .. }

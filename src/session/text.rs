@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::core::Core;
+use super::core::{Core, Predecessor};
 use super::event::ExecutionSummary;
 use crate::journal::record::Micros;
 use crate::wire::message::iso8601;
@@ -75,6 +75,39 @@ pub(super) fn history(executions: &[ExecutionSummary]) -> String {
         );
     }
     text
+}
+
+/// What a session's first output says of the one before it.
+pub(super) fn predecessor(before: &Predecessor, now: Micros) -> String {
+    let Predecessor {
+        id,
+        of_notebook,
+        executions,
+        ended_at,
+        lost,
+        reason,
+    } = before;
+    let which = if *of_notebook {
+        "The last session of this notebook"
+    } else {
+        "The session before this one"
+    };
+    let (plural, verb) = (
+        if *executions == 1 { "" } else { "s" },
+        if *lost { "was last heard of" } else { "ended" },
+    );
+    let (at, today) = (iso8601(*ended_at), iso8601(now));
+    let at = if at[..10] == today[..10] {
+        at[11..16].to_owned()
+    } else {
+        at[..16].replace('T', " ")
+    };
+    let reason = reason.trim_end_matches('.');
+    format!(
+        "[farside] {which} ({id}, {executions} execution{plural}) {verb} at {at} UTC ({reason}). Its variables are \
+         gone; its outputs are kept: `%farside attach {id}:{executions}` shows the last one here, `%farside history \
+         {id}` lists them.\n"
+    )
 }
 
 /// An execution in `farside_list_reply`, with the contract's names.

@@ -41,6 +41,8 @@ pub enum Step {
 /// A replay to be made by the reader.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Replay {
+    /// The session whose journal has it; empty: this one's.
+    pub session: String,
     /// The execution.
     pub n: ExecutionNumber,
     /// Its outputs are in the records from here
@@ -79,7 +81,18 @@ impl View {
                 parent,
                 n,
                 first_seq,
+                session,
             }) if *client == self.client => {
+                if !session.is_empty() {
+                    // That session is over: there is a replay, and nothing to come. Its numbers are not ours.
+                    return Step::Replay(Replay {
+                        session: session.clone(),
+                        n: *n,
+                        first_seq: *first_seq,
+                        until_seq: u64::MAX,
+                        parent: parent.clone(),
+                    });
+                }
                 let mirror = Mirror {
                     parent: parent.clone(),
                     n: *n,
@@ -89,6 +102,7 @@ impl View {
                     self.mirrors.push(mirror);
                 }
                 Step::Replay(Replay {
+                    session: String::new(),
                     n: *n,
                     first_seq: *first_seq,
                     until_seq: record.seq,

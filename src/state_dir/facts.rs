@@ -37,6 +37,12 @@ pub struct SessionJson {
     /// Settings that it was created with, by flags or environment: every later host has them too.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
+    /// The ended session that it comes after: of the same notebook, or of the same launcher.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predecessor: Option<String>,
+    /// `session` in the headers of all that frontends get, where it came to frontends that had one already.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub header_session: Option<String>,
     /// When it was created.
     #[serde(with = "iso::micros")]
     pub created: Micros,
@@ -53,6 +59,9 @@ impl SessionJson {
     /// The one `session` in the headers of all that frontends get: as constant as the id it is made of, and in the form
     /// that jupyter_client gives its own.
     pub fn header_session(&self) -> String {
+        if let Some(known) = &self.header_session {
+            return known.clone();
+        }
         use sha2::Digest as _;
         let digest = sha2::Sha256::digest(format!("{} {}", self.id, self.created));
         let hex: String = digest[..16]
@@ -86,6 +95,8 @@ impl SessionJson {
             cwd: PathBuf::new(),
             key: None,
             settings: BTreeMap::new(),
+            predecessor: None,
+            header_session: None,
             created,
             sockets: PathBuf::new(),
             version: String::new(),

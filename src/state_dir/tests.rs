@@ -33,6 +33,8 @@ fn new(name: Option<&str>, key: Option<&str>) -> NewSession {
         cwd: PathBuf::from("/"),
         key: key.map(str::to_owned),
         settings: vec![("idle_timeout".to_owned(), "2h".to_owned())],
+        predecessor: None,
+        header_session: None,
     }
 }
 
@@ -273,11 +275,10 @@ fn a_key_finds_the_living_newest_first() {
     );
     create(&sandbox, None, Some("/n/other.ipynb"));
     let ids = || -> Vec<String> {
-        let found = sandbox
-            .sessions
-            .find_by_key("/n/a.ipynb", "python3")
-            .unwrap();
-        found.into_iter().map(|s| s.json.id).collect()
+        let found = sandbox.sessions.of_key("/n/a.ipynb", "python3").unwrap();
+        (found.into_iter().filter(Session::is_live))
+            .map(|s| s.json.id)
+            .collect()
     };
     let mut expected = [b.json.clone(), a.json.clone()];
     expected.sort_by_key(|json| std::cmp::Reverse((json.created, json.id.clone())));
@@ -293,7 +294,7 @@ fn a_key_finds_the_living_newest_first() {
     assert!(
         sandbox
             .sessions
-            .find_by_key("/n/a.ipynb", "ir")
+            .of_key("/n/a.ipynb", "ir")
             .unwrap()
             .is_empty()
     );
@@ -443,4 +444,92 @@ fn only_what_is_over_is_removed() {
     drop(lock);
     assert!(remove());
     assert!(!session.dir.root().exists() && !session.dir.sockets().exists());
+}
+
+/// As `end`, with executions, at a time and for a reason.
+fn end_at(session: &Session, executions: u64, ended_at: Micros, reason: &str) {
+    let lock = HostLock::acquire(&session.dir).unwrap().unwrap();
+    let status = Status {
+        state: SessionState::Retired,
+        executions,
+        ended_at: Some(ended_at),
+        end_reason: Some(reason.to_owned()),
+        ..Status::starting()
+    };
+    session.dir.write_status(&lock, &status).unwrap();
+}
+
+#[test]
+fn a_new_session_comes_after_the_last_that_ended_and_did_anything() {
+    let sandbox = sandbox();
+    let key = Some("/n/a.ipynb");
+    let made: Vec<Session> = (0..4).map(|_| create(&sandbox, None, key)).collect();
+    let predecessor = || {
+        let all = sandbox.sessions.of_key("/n/a.ipynb", "python3").unwrap();
+        Sessions::predecessor(&all).map(|session| session.json.id.clone())
+    };
+    assert_eq!(predecessor(), None, "they live");
+    end_at(&made[2], 3, 50, "idle: for 1h");
+    end_at(&made[0], 5, 100, "idle: for 1h");
+    end_at(&made[1], 0, 200, "idle: for 1h");
+    assert_eq!(predecessor(), Some(made[0].json.id.clone()));
+    let past = made[0].past().unwrap();
+    assert_eq!((past.executions, past.ended_at, past.lost), (5, 100, false));
+    assert!(!past.was_asked_for());
+    end_at(&made[0], 5, 100, "stopped: by `farside stop`");
+    assert!(made[0].past().unwrap().was_asked_for());
+    assert_eq!(made[3].past(), None);
+}
+
+#[test]
+fn the_sessions_before_are_those_of_the_notebook_and_those_a_launcher_had() {
+    let sandbox = sandbox();
+    let key = Some("/n/a.ipynb");
+    let ids = |sessions: Vec<Session>| -> Vec<String> {
+        sessions.into_iter().map(|s| s.json.id).collect()
+    };
+    let after = |key: Option<&str>, predecessor: Option<&Session>| {
+        let new = NewSession {
+            predecessor: predecessor.map(|session| session.json.id.clone()),
+            ..new(None, key)
+        };
+        sandbox.sessions.create(&guard(&sandbox), new).unwrap()
+    };
+    let first = after(key, None);
+    let second = after(key, Some(&first));
+    let other = after(Some("/n/other.ipynb"), None);
+    let now = after(key, Some(&second));
+    for (session, at) in [(&first, 100), (&second, 200), (&other, 300)] {
+        end_at(session, 1, at, "idle");
+    }
+    let of = |session: &Session| Sessions::around(&session.dir).before(session).unwrap();
+    assert_eq!(
+        ids(of(&now)),
+        [&second.json.id, &first.json.id].map(String::clone)
+    );
+    // Without a key, what a launcher had one after the other.
+    let (a, b) = (after(None, None), after(None, None));
+    end_at(&a, 1, 100, "idle");
+    let c = after(None, Some(&a));
+    end_at(&c, 1, 200, "idle");
+    end_at(&b, 1, 300, "idle");
+    let d = after(None, Some(&c));
+    assert_eq!(ids(of(&d)), [&c.json.id, &a.json.id].map(String::clone));
+    // What is gone, or points at itself, ends the chain.
+    sandbox.sessions.remove_ended(&c).unwrap();
+    assert_eq!(ids(of(&d)), Vec::<String>::new());
+}
+
+#[test]
+fn a_header_session_that_frontends_know_is_kept() {
+    let sandbox = sandbox();
+    let first = create(&sandbox, None, None);
+    let known = first.json.header_session();
+    let new = NewSession {
+        header_session: Some(known.clone()),
+        ..new(None, None)
+    };
+    let second = sandbox.sessions.create(&guard(&sandbox), new).unwrap();
+    let read = sandbox.sessions.get(&second.json.id).unwrap();
+    assert_eq!(read.json.header_session(), known);
 }

@@ -1,9 +1,14 @@
 //! A request gets the outputs of an earlier execution.
 
+use farside::journal::record::{Body, ExecutionState, Note, Record};
+use farside::session::core::{Core, Facts, Predecessor};
+use farside::session::event::{
+    Answer, Effect, Event, ExecutionSummary, PastExecution, Query, Selector,
+};
 use farside::wire::Channel;
 use serde_json::json;
 
-use crate::bench::{Bench, id};
+use crate::bench::{Bench, content, id};
 
 /// An execution that has printed twice, and its request as the engine has it.
 fn running() -> (
@@ -371,4 +376,182 @@ fn the_engines_own_words_pass_during_an_attachment() {
     assert_eq!(message.parent().unwrap().msg_id, "a2");
     assert_eq!(message.header().unwrap().msg_type, "never_heard_of");
     assert_eq!(message.content, r#"{"x":1}"#);
+}
+
+/// The journal's answer to the one question that is open.
+fn answer(b: &mut Bench, answer: Answer) -> Query {
+    let (id, query) = b.queries.pop().unwrap();
+    assert!(b.queries.is_empty());
+    b.event(Event::Answer { id, answer });
+    query
+}
+
+fn of_an_ended_session(n: u64) -> Answer {
+    Answer::Execution(Some(Box::new(PastExecution {
+        session: "old1old2".into(),
+        summary: ExecutionSummary {
+            n,
+            msg_id: "long-ago".into(),
+            cell_id: None,
+            code: "train()".into(),
+            state: ExecutionState::Ok,
+            started: None,
+            ended: None,
+        },
+        first_seq: 3,
+        reply_content: Some(r#"{"status":"ok","execution_count":14}"#.into()),
+    })))
+}
+
+#[test]
+fn to_an_execution_of_an_ended_session() {
+    // The number is also that of an execution of ours that runs: that one is not meant.
+    let (mut b, a, run) = running();
+    b.queries_wait = true;
+    b.skip(a);
+    b.execute(a, "%farside attach old1:1");
+    let query = answer(&mut b, of_an_ended_session(1));
+    let Query::Execution(target) = query else {
+        panic!("{query:?}");
+    };
+    assert_eq!(target.session.as_deref(), Some("old1"));
+    assert_eq!(target.selector, Selector::Number(1));
+    let expected = [
+        "iopub a2 status busy",
+        "iopub a2 stream outputs of old1old2:1",
+        "shell a2 execute_reply ok",
+        "iopub a2 status idle",
+        "iopub a1 status busy",
+    ];
+    assert_eq!(b.heard(a), expected);
+    let replies = b
+        .records
+        .iter()
+        .rev()
+        .find_map(|record| match &record.body {
+            Body::Reply { message, .. } => Some(content(message)),
+            _ => None,
+        });
+    assert_eq!(replies.unwrap()["execution_count"], 14);
+    // Nothing of what runs here comes under the attaching request.
+    assert!(b.core.state().attachments.is_empty());
+    b.prints(&run, "three\n");
+    b.engine_ends_ok(&run);
+    let ours = [
+        "iopub a1 stream three",
+        "shell a1 execute_reply ok",
+        "iopub a1 status idle",
+    ];
+    assert_eq!(b.heard(a), ours);
+    assert!(b.core.state().pending.is_empty());
+}
+
+#[test]
+fn this_very_session_may_be_named() {
+    let (mut b, a, _run) = running();
+    b.queries_wait = true;
+    for code in ["%farside attach s1:1", "%farside attach notes:"] {
+        b.execute(a, code);
+    }
+    assert_eq!(b.core.state().attachments.len(), 2);
+    b.execute(a, "%farside history s1");
+    let answered = Answer::History {
+        session: json!({}),
+        executions: Vec::new(),
+    };
+    let query = answer(&mut b, answered);
+    assert!(matches!(query, Query::History { session: None, .. }));
+}
+
+#[test]
+fn what_is_not_found_is_said_in_the_journals_words() {
+    let (mut b, a) = Bench::ready();
+    b.queries_wait = true;
+    b.execute(a, "%farside attach s9:1");
+    answer(&mut b, Answer::NotThere("s9 lives".into()));
+    b.execute(a, "%farside history s9");
+    answer(&mut b, Answer::NotThere("no session".into()));
+    let errors: Vec<_> = (b.heard(a).into_iter())
+        .filter(|line| line.contains("error") || line.starts_with("shell"))
+        .collect();
+    let expected = [
+        "iopub a1 error UnknownExecution",
+        "shell a1 execute_reply UnknownExecution",
+        "iopub a2 error FarsideError",
+        "shell a2 execute_reply FarsideError",
+    ];
+    assert_eq!(errors, expected);
+}
+
+#[test]
+fn a_host_that_dies_in_the_middle_of_a_replay_leaves_an_error() {
+    // The record of the attachment is the last that was kept.
+    let (mut b, a, _run) = running();
+    b.queries_wait = true;
+    b.execute(a, "%farside attach old1:1");
+    answer(&mut b, of_an_ended_session(1));
+    let at = b
+        .records
+        .iter()
+        .rposition(|record| matches!(record.body, Body::Note(Note::Attach { .. })));
+    let kept = &b.records[..=at.unwrap()];
+    let state = crate::bench::recovered(kept);
+    assert!(state.attachments.is_empty());
+    let next = kept.len() as u64 + 1;
+    let mut core = Core::new(crate::bench::facts(false), "host2".into(), state, next);
+    let replies: Vec<_> = (core.open(2, b.now).into_iter())
+        .filter_map(|effect| match effect {
+            Effect::Record(Record {
+                body: Body::Reply { message, .. },
+                ..
+            }) => Some(content(&message)["ename"].clone()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(replies, ["HostReplaced"]);
+}
+
+fn after(reason: &str) -> (Bench, farside::journal::record::ClientId) {
+    let predecessor = Predecessor {
+        id: "old1old2".into(),
+        of_notebook: true,
+        executions: 14,
+        ended_at: 1_700_000_000 * crate::bench::SECOND,
+        lost: false,
+        reason: reason.into(),
+    };
+    let mut b = Bench::with(Facts {
+        predecessor: Some(predecessor),
+        ..crate::bench::facts(false)
+    });
+    b.engine_starts(1);
+    let client = b.attach();
+    (b, client)
+}
+
+#[test]
+fn the_first_output_of_a_person_tells_of_the_session_before() {
+    let (mut b, a) = after("idle: for 1h");
+    // What frontends run by themselves tells nobody.
+    for (key, value) in [("silent", true), ("store_history", false)] {
+        let content = json!({ "code": "import sys", key: value });
+        let request = b.request(a, "execute_request", content);
+        b.send(a, Channel::Shell, &request);
+        let run = b.engine_begins();
+        b.engine_ends_ok(&run);
+    }
+    assert!(b.heard(a).iter().all(|line| !line.contains("farside")));
+    b.execute(a, "x");
+    let heard = b.heard(a);
+    let text = "[farside] The last session of this notebook (old1old2, 14 executions) ended at 22:13 UTC (idle: for \
+                1h). Its variables are gone; its outputs are kept: `%farside attach old1old2:14` shows the last one \
+                here, `%farside history old1old2` lists them.";
+    assert_eq!(heard, [format!("iopub a3 stream {text}")]);
+    let run = b.engine_begins();
+    b.engine_ends_ok(&run);
+    // Once: also after another host has taken over.
+    let state = crate::bench::recovered(&b.records);
+    assert!(state.predecessor_told);
+    b.execute(a, "y");
+    assert!(b.heard(a).iter().all(|line| !line.contains("farside")));
 }

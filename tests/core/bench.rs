@@ -32,6 +32,7 @@ pub fn facts(interrupt_by_message: bool) -> Facts {
         interrupt_by_message,
         session_id: SESSION_ID.into(),
         version: "0".into(),
+        predecessor: None,
     }
 }
 
@@ -82,6 +83,7 @@ pub fn past_executions(records: &[Record]) -> BTreeMap<ExecutionNumber, PastExec
                 past.insert(
                     *n,
                     PastExecution {
+                        session: String::new(),
                         summary,
                         first_seq,
                         reply_content: None,
@@ -118,15 +120,16 @@ pub fn past_executions(records: &[Record]) -> BTreeMap<ExecutionNumber, PastExec
 pub fn answer(records: &[Record], query: &Query) -> Answer {
     let past = past_executions(records);
     match query {
-        Query::Execution(selector) => {
-            let found = match selector {
+        Query::Execution(target) => {
+            let found = match &target.selector {
+                _ if target.session.is_some() => None,
                 Selector::Latest => past.values().next_back(),
                 Selector::Number(n) => past.get(n),
                 Selector::MsgId(id) => past.values().rfind(|past| past.summary.msg_id == *id),
             };
             Answer::Execution(found.cloned().map(Box::new))
         }
-        Query::History { limit } => Answer::History {
+        Query::History { limit, .. } => Answer::History {
             session: json!({ "id": "s1" }),
             executions: past
                 .into_values()
@@ -160,6 +163,13 @@ pub fn recovered(records: &[Record]) -> State {
 
 /// What a replay sends, as the host's cursor makes it: the input, and the compacted outputs.
 pub fn replayed(records: &[Record], replay: &Replay) -> Vec<(String, Message)> {
+    if !replay.session.is_empty() {
+        // The host reads another journal: here is none.
+        let text = format!("outputs of {}:{}", replay.session, replay.n);
+        let content = json!({ "name": "stdout", "text": text });
+        let replayed = message("stream", "m", "s", &Bytes::from_static(b"{}"), content);
+        return vec![("stream".into(), replayed)];
+    }
     let mut input = None;
     let mut compactor = Compactor::new(Limits::default(), "");
     for record in records {
@@ -304,7 +314,7 @@ pub struct Bench {
     clients: u128,
     engine_messages: u64,
     hosts: u32,
-    interrupt_by_message: bool,
+    facts: Facts,
 }
 
 impl Bench {
@@ -314,8 +324,12 @@ impl Bench {
     }
 
     pub fn with_interrupts(by_message: bool) -> Self {
+        Self::with(facts(by_message))
+    }
+
+    pub fn with(facts: Facts) -> Self {
         let mut bench = Self {
-            core: Core::new(facts(by_message), "host1".into(), State::default(), 1),
+            core: Core::new(facts.clone(), "host1".into(), State::default(), 1),
             now: 1_700_000_000 * SECOND,
             records: Vec::new(),
             to_engine: VecDeque::new(),
@@ -327,7 +341,7 @@ impl Bench {
             clients: 0,
             engine_messages: 0,
             hosts: 1,
-            interrupt_by_message: by_message,
+            facts,
         };
         let effects = bench.core.open(1, bench.now);
         bench.take(effects);
@@ -370,6 +384,7 @@ impl Bench {
                 }
                 Effect::Query(id, query) => queries.push((id, query)),
                 Effect::Reply { answer, .. } => self.answers.push(answer),
+                Effect::RunHook { .. } | Effect::Notify { .. } => {}
                 Effect::End => self.wanted.push("end".into()),
             }
         }
@@ -651,7 +666,7 @@ impl Bench {
         let (gap_from, lives) = (state.last_record, state.engine_pid.is_some());
         self.queries.clear();
         self.core = Core::new(
-            facts(self.interrupt_by_message),
+            self.facts.clone(),
             format!("host{}", self.hosts),
             state,
             next_seq,

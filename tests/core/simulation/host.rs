@@ -102,7 +102,7 @@ impl Simulation {
                 None => panic!("no engine to stop: the session would wait for ever"),
             },
             Effect::Query(id, query) => self.queries.push((id, query)),
-            Effect::Reply { .. } => {}
+            Effect::Reply { .. } | Effect::RunHook { .. } | Effect::Notify { .. } => {}
             Effect::End => {
                 self.over = true;
                 assert!(matches!(
