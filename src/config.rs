@@ -1,8 +1,10 @@
-//! Settings: defaults, `config.toml`, `FARSIDE_*`, flags; the later one wins, and each value knows where it came from.
+//! Settings: defaults, the system's `config.toml`, the user's, `FARSIDE_*`, flags; the later one wins, and each value
+//! knows where it came from. One is different: of all values of `max_lifetime_cap` the smallest counts, so that who
+//! comes later can lower it and not raise it.
 //!
 //! Owns: where values come from and how they are merged. What settings there are is in [`crate::settings`].
-//! Invariant: an unknown key or a bad value is refused by its name, with the form it should have, and never silently
-//! ignored.
+//! Invariants: an unknown key or a bad value is refused by its name, with the form it should have, and never silently
+//! ignored. `max_lifetime` is within `max_lifetime_cap`.
 
 #[cfg(test)]
 mod tests;
@@ -10,6 +12,7 @@ mod tests;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Arg, ArgMatches};
 use serde::Serialize;
@@ -17,8 +20,45 @@ use serde::Serialize;
 pub use crate::duration::{DURATION_FORM, format_duration, parse_duration};
 pub use crate::settings::{Config, EngineTransport, SETTINGS, Setting};
 
+/// Says where the system's config.toml is, for tests: a user who may run another farside, or this one otherwise, is
+/// bound by nothing that this one reads.
+const SYSTEM_FILE_VARIABLE: &str = "FARSIDE_SYSTEM_CONFIG";
+
+/// What an administrator sets for all users of a machine.
+const SYSTEM_FILE: &str = "/etc/farside/config.toml";
+
 /// Variables of ours that are not settings.
-const OTHER_VARIABLES: &[&str] = &["FARSIDE_STATE_DIR", "FARSIDE_SESSION"];
+const OTHER_VARIABLES: &[&str] = &["FARSIDE_STATE_DIR", "FARSIDE_SESSION", SYSTEM_FILE_VARIABLE];
+
+/// Those that the commands of a session get (`before_retire`, `notify`), in which farside may be run.
+pub const COMMAND_VARIABLES: &[&str] = &[
+    "FARSIDE_CODE",
+    "FARSIDE_ENGINE",
+    "FARSIDE_ENGINE_PID",
+    "FARSIDE_EVENT",
+    "FARSIDE_EXECUTION",
+    "FARSIDE_JSON",
+    "FARSIDE_MACHINE",
+    "FARSIDE_REASON",
+    "FARSIDE_SECONDS",
+    "FARSIDE_SESSION_ID",
+    "FARSIDE_SESSION_NAME",
+    "FARSIDE_STATE",
+    "FARSIDE_TEXT",
+    "FARSIDE_TIME",
+];
+
+/// The settings that `-h` shows; `--help` shows them all.
+const SHORT_HELP: &[&str] = &[
+    "idle_timeout",
+    "idle_timeout_detached",
+    "max_lifetime",
+    "cpu_budget",
+    "notify",
+];
+
+const LIFETIME: &str = "max_lifetime";
+const CAP: &str = "max_lifetime_cap";
 
 /// A configuration and where it came from.
 #[derive(Clone, Debug)]
@@ -27,22 +67,18 @@ pub struct Loaded {
     pub config: Config,
     /// Each setting as text, in the order of [`SETTINGS`].
     pub values: Vec<Value>,
-    /// The config file: read if it was there.
-    pub file: Option<PathBuf>,
+    /// The config files that were there, the user's first.
+    pub files: Vec<PathBuf>,
     /// What looks like a mistake but is not refused, in words.
     pub warnings: Vec<String>,
+    given: Vec<(String, String)>,
 }
 
 impl Loaded {
     /// What was set by flags or environment, as key and value: what a session that is created now keeps, since they
-    /// are gone when a later host starts. What config.toml says is read again by each host.
+    /// are gone when a later host starts. What the files say is read again by each host.
     pub fn given(&self) -> Vec<(String, String)> {
-        let file = self.file.as_ref().map(|file| file.display().to_string());
-        self.values
-            .iter()
-            .filter(|value| value.source != "default" && Some(&value.source) != file.as_ref())
-            .map(|value| (value.key.to_owned(), value.value.clone()))
-            .collect()
+        self.given.clone()
     }
 }
 
@@ -72,6 +108,15 @@ pub enum ConfigError {
     UnknownKey { file: PathBuf, key: String },
     #[error("{}: {why}", .file.display())]
     BadFile { file: PathBuf, why: String },
+    #[error(
+        "{origin}: a max_lifetime of {value} is more than is allowed here; max_lifetime_cap is {cap} ({cap_origin})"
+    )]
+    OverCap {
+        origin: String,
+        value: String,
+        cap: String,
+        cap_origin: String,
+    },
 }
 
 fn all_keys() -> String {
@@ -108,17 +153,20 @@ fn slips(a: &str, b: &str) -> usize {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Flags {
     given: Vec<(&'static str, String)>,
+    /// They were flags once: a session has been living with them.
+    kept: bool,
 }
 
 impl Flags {
-    /// As if these settings had been given as flags; keys that are no settings (any more) are passed over.
+    /// What a session was created with, as if given as flags; keys that are no settings (any more) are passed over,
+    /// and a lifetime past a cap that has come since is cut rather than refused: the session must get its host.
     pub fn from_pairs<'a>(pairs: impl IntoIterator<Item = (&'a String, &'a String)>) -> Self {
         let known = |key: &str| SETTINGS.iter().find(|setting| setting.key == key);
         let given = pairs
             .into_iter()
             .filter_map(|(key, value)| Some((known(key)?.key, value.clone())))
             .collect();
-        Self { given }
+        Self { given, kept: true }
     }
 
     /// The same flags as arguments, for the process that is started.
@@ -149,8 +197,9 @@ impl clap::Args for Flags {
                 .long(setting.flag)
                 .value_name(setting.value_name())
                 .help(setting.about)
+                .hide_short_help(!SHORT_HELP.contains(&setting.key))
                 .help_heading(
-                    "Settings (else from the environment or config.toml, see `farside config`)",
+                    "Settings (--help shows all; else from the environment or config.toml, see `farside config`)",
                 )
         }))
     }
@@ -164,6 +213,7 @@ impl clap::FromArgMatches for Flags {
         let given = |s: &Setting| Some((s.key, matches.get_one::<String>(s.key)?.clone()));
         Ok(Self {
             given: SETTINGS.iter().filter_map(given).collect(),
+            kept: false,
         })
     }
     fn update_from_arg_matches(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
@@ -173,7 +223,8 @@ impl clap::FromArgMatches for Flags {
 }
 
 impl Config {
-    /// The settings of this process: defaults, then `config.toml`, then the environment, then `flags`.
+    /// The settings of this process: defaults, then the system's `config.toml`, then the user's, then the environment,
+    /// then `flags`.
     pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
         let variables: Vec<(String, String)> = std::env::vars_os()
             .filter_map(|(name, value)| {
@@ -193,112 +244,187 @@ impl Config {
             Some(base) => Some(PathBuf::from(base)),
             None => variable("HOME").map(|home| Path::new(home).join(".config")),
         };
-        let file = base.map(|base| base.join("farside/config.toml"));
-        let text = match file.as_deref().map(fs::read_to_string) {
-            None => None,
-            Some(Ok(text)) => Some(text),
-            Some(Err(e)) if e.kind() == std::io::ErrorKind::NotFound => None,
-            Some(Err(e)) => return Err(bad_file(file.as_deref(), format!("cannot read it: {e}"))),
-        };
-        merge(file, text.as_deref(), &variables, flags)
+        let user = base.map(|base| base.join("farside/config.toml"));
+        let system = variable(SYSTEM_FILE_VARIABLE).map_or(SYSTEM_FILE, |path| path);
+        let mut files = Vec::new();
+        for path in user.into_iter().chain([PathBuf::from(system)]) {
+            match fs::read_to_string(&path) {
+                Ok(text) => files.push((path, text)),
+                Err(e) if is_absent(&e) => {}
+                Err(e) => return Err(bad_file(&path, format!("cannot read it: {e}"))),
+            }
+        }
+        merge(&files, &variables, flags)
     }
 }
 
-fn bad_file(file: Option<&Path>, why: String) -> ConfigError {
+/// A home that is a file (`/dev/null`, as service users have it) has no config either.
+fn is_absent(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{NotADirectory, NotFound};
+    matches!(error.kind(), NotFound | NotADirectory)
+}
+
+fn bad_file(file: &Path, why: String) -> ConfigError {
     ConfigError::BadFile {
-        file: file.unwrap_or(Path::new("config.toml")).to_owned(),
+        file: file.to_owned(),
         why,
     }
 }
 
-/// PURE. The merge itself.
+/// PURE. The merge itself. `files`: what is in those that are there, the one that wins first.
 fn merge(
-    file: Option<PathBuf>,
-    text: Option<&str>,
+    files: &[(PathBuf, String)],
     variables: &[(String, String)],
     flags: &Flags,
 ) -> Result<Loaded, ConfigError> {
-    let table = match text {
-        Some(text) => text
+    let mut tables = Vec::new();
+    for (file, text) in files {
+        let table = text
             .parse::<toml::Table>()
-            .map_err(|e| bad_file(file.as_deref(), e.to_string()))?,
-        None => toml::Table::new(),
-    };
-    if let Some(key) = table
-        .keys()
-        .find(|key| !SETTINGS.iter().any(|s| s.key == *key))
-    {
-        return Err(ConfigError::UnknownKey {
-            file: file.unwrap_or_default(),
-            key: key.clone(),
-        });
+            .map_err(|e| bad_file(file, e.to_string()))?;
+        if let Some(key) = table.keys().find(|key| Setting::find(key).is_none()) {
+            return Err(ConfigError::UnknownKey {
+                file: file.clone(),
+                key: key.clone(),
+            });
+        }
+        tables.push((file.display().to_string(), table));
     }
-    let file_name = file
-        .as_deref()
-        .map_or_else(String::new, |f| f.display().to_string());
     let mut values = Vec::new();
+    let mut given = Vec::new();
+    let mut is_lifetime_given = false;
     for setting in SETTINGS {
-        let value = resolve(setting, &table, &file_name, variables, flags)?;
-        check(setting, &value.value, &value.source)?;
-        values.push(value);
+        let for_us = from_flags_and_variables(setting, variables, flags)?;
+        let for_all = from_files(setting, &tables)?;
+        if let Some(value) = chosen(&for_us) {
+            given.push((value.key.to_owned(), value.value.clone()));
+        }
+        is_lifetime_given |= setting.key == LIFETIME && !for_us.is_empty();
+        let value = chosen(&[for_us, for_all].concat()).cloned();
+        values.push(value.unwrap_or_else(|| Value {
+            key: setting.key,
+            value: setting.default.to_owned(),
+            source: "default".to_owned(),
+        }));
     }
+    let mut warnings: Vec<String> = variables.iter().filter_map(unknown_variable).collect();
+    warnings.extend(keep_to_cap(&mut values, is_lifetime_given && !flags.kept)?);
     let config = Config::from_values(
         &values
             .iter()
             .map(|value| (value.key.to_owned(), value.value.clone()))
             .collect::<BTreeMap<_, _>>(),
     );
-    let warnings = variables
-        .iter()
-        .filter(|(name, _)| {
-            name.starts_with("FARSIDE_") && !OTHER_VARIABLES.contains(&name.as_str())
-        })
-        .filter(|(name, _)| !SETTINGS.iter().any(|s| variable_of(s.key) == *name))
-        .map(|(name, _)| {
-            format!(
-                "{name} is set, but there is no such setting{}",
-                did_you_mean(&name["FARSIDE_".len()..])
-            )
-        })
-        .collect();
     Ok(Loaded {
         config,
         values,
-        file: file.filter(|_| text.is_some()),
+        files: files.iter().map(|(file, _)| file.clone()).collect(),
         warnings,
+        given,
     })
 }
 
-fn resolve(
+/// The values that count for this process alone, the one that wins first.
+fn from_flags_and_variables(
     setting: &Setting,
-    table: &toml::Table,
-    file_name: &str,
     variables: &[(String, String)],
     flags: &Flags,
-) -> Result<Value, ConfigError> {
-    let value = |value: &str, source: String| {
-        Ok(Value {
-            key: setting.key,
-            value: value.to_owned(),
-            source,
-        })
-    };
-    if let Some((key, text)) = flags.given.iter().find(|(key, _)| *key == setting.key) {
-        return value(text, flag_of(key));
-    }
+) -> Result<Vec<Value>, ConfigError> {
     let variable = variable_of(setting.key);
-    if let Some((_, text)) = variables
+    let flag = (flags.given.iter())
+        .find(|(key, _)| *key == setting.key)
+        .map(|(key, text)| (text, flag_of(key)));
+    let variable = variables
         .iter()
         .find(|(name, text)| *name == variable && !text.is_empty())
-    {
-        return value(text, variable);
+        .map(|(name, text)| (text, name.clone()));
+    let found = flag.into_iter().chain(variable);
+    found
+        .map(|(text, source)| value_from(setting, text, source))
+        .collect()
+}
+
+fn from_files(
+    setting: &Setting,
+    tables: &[(String, toml::Table)],
+) -> Result<Vec<Value>, ConfigError> {
+    let found = tables
+        .iter()
+        .filter_map(|(file, table)| Some((file, table.get(setting.key)?)));
+    found
+        .map(|(file, value)| match value {
+            toml::Value::String(text) => value_from(setting, text, file.clone()),
+            // `idle_timeout = 5`: of what?
+            other => Err(bad_value(setting, &other.to_string(), file)),
+        })
+        .collect()
+}
+
+fn value_from(setting: &Setting, text: &str, source: String) -> Result<Value, ConfigError> {
+    check(setting, text, &source)?;
+    Ok(Value {
+        key: setting.key,
+        value: text.to_owned(),
+        source,
+    })
+}
+
+/// Of several values the first one; but of the cap the smallest, and of equal ones the last, an administrator's.
+fn chosen(values: &[Value]) -> Option<&Value> {
+    if values.first()?.key != CAP {
+        return values.first();
     }
-    match table.get(setting.key) {
-        Some(toml::Value::String(text)) => value(text, file_name.to_owned()),
-        // `idle_timeout = 5`: of what?
-        Some(other) => Err(bad_value(setting, &other.to_string(), file_name)),
-        None => value(setting.default, "default".to_owned()),
+    // `none` is larger than any.
+    let size = |value: &&Value| parse_duration(&value.value).unwrap_or(Duration::MAX);
+    values.iter().rev().min_by_key(size)
+}
+
+/// A lifetime past the cap is refused where somebody asks for it now, and else cut, which the warning says.
+fn keep_to_cap(values: &mut [Value], is_asked_for: bool) -> Result<Option<String>, ConfigError> {
+    let of = |key: &str| {
+        let at = values.iter().position(|value| value.key == key);
+        at.expect("every setting has a value")
+    };
+    let (lifetime, cap) = (of(LIFETIME), of(CAP));
+    let Some(longest) = parse_duration(&values[cap].value) else {
+        return Ok(None);
+    };
+    if parse_duration(&values[lifetime].value).is_some_and(|asked| asked <= longest) {
+        return Ok(None);
     }
+    let Value {
+        value: cap,
+        source: cap_origin,
+        ..
+    } = values[cap].clone();
+    let Value { value, source, .. } = values[lifetime].clone();
+    if is_asked_for {
+        return Err(ConfigError::OverCap {
+            origin: source,
+            value,
+            cap,
+            cap_origin,
+        });
+    }
+    let warning = format!(
+        "max_lifetime is {value} ({source}), but max_lifetime_cap is {cap} ({cap_origin}): {cap} counts"
+    );
+    values[lifetime].value = cap;
+    values[lifetime].source = format!("{CAP}, {cap_origin}");
+    Ok(Some(warning))
+}
+
+fn unknown_variable((name, _): &(String, String)) -> Option<String> {
+    let key = name.strip_prefix("FARSIDE_")?;
+    let is_known = OTHER_VARIABLES.contains(&name.as_str())
+        || COMMAND_VARIABLES.contains(&name.as_str())
+        || SETTINGS.iter().any(|s| variable_of(s.key) == *name);
+    (!is_known).then(|| {
+        format!(
+            "{name} is set, but there is no such setting{}",
+            did_you_mean(key)
+        )
+    })
 }
 
 fn bad_value(setting: &Setting, value: &str, origin: &str) -> ConfigError {

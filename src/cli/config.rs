@@ -9,7 +9,8 @@ use crate::config::{Config, Flags, SETTINGS};
 #[command(
     after_help = "A flag wins over the environment (FARSIDE_IDLE_TIMEOUT and so on), which wins over config.toml\n\
                         in $XDG_CONFIG_HOME/farside, else ~/.config/farside:\n\n  \
-                        idle_timeout = \"8h\"\n  max_lifetime = \"none\""
+                        idle_timeout = \"8h\"\n  max_lifetime = \"none\"\n\n\
+                        That wins over /etc/farside/config.toml. Of all values of max_lifetime_cap the smallest counts."
 )]
 pub struct Args {
     /// Print a JSON list

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context as _;
 
 use super::{Exit, Output};
-use crate::config::Flags;
+use crate::config::{Config, Flags};
 use crate::kernelspec::install::{
     Installed, Target, install as write_spec, uninstall as remove_specs,
 };
@@ -79,6 +79,8 @@ pub struct UninstallArgs {
 /// Runs `farside install`.
 pub fn install(args: &InstallArgs, out: &mut Output) -> anyhow::Result<Exit> {
     let settings = args.settings.to_env()?;
+    // What no session could be started with (past the administrator's cap) is not written either.
+    Config::load(&args.settings)?;
     let farside = std::env::current_exe().context("cannot find the path of this program")?;
     let search = Search::from_environment();
     let kernel_dir = args.place.target().kernel_dir(&search)?;

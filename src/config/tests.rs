@@ -17,17 +17,21 @@ fn load(text: &str, variables: &[(&str, &str)], args: &[&str]) -> Result<Loaded,
         .iter()
         .map(|(n, v)| (n.to_string(), v.to_string()))
         .collect();
-    merge(
-        Some("/c/config.toml".into()),
-        Some(text),
-        &variables,
-        &flags(args),
-    )
+    merge(&[file("/c/config.toml", text)], &variables, &flags(args))
+}
+
+fn file(path: &str, text: &str) -> (PathBuf, String) {
+    (path.into(), text.to_owned())
+}
+
+fn source<'a>(loaded: &'a Loaded, key: &str) -> &'a str {
+    let value = loaded.values.iter().find(|v| v.key == key);
+    &value.unwrap().source
 }
 
 #[test]
 fn defaults_are_those_of_the_list() {
-    let loaded = merge(None, None, &[], &Flags::default()).unwrap();
+    let loaded = merge(&[], &[], &Flags::default()).unwrap();
     let hours = |n: u64| Some(Duration::from_secs(n * 3600));
     assert_eq!(
         loaded.config,
@@ -73,15 +77,7 @@ fn flags_win_over_variables_over_the_file() {
     );
     assert_eq!(loaded.config.max_lifetime, None);
     assert_eq!(loaded.config.engine_transport, EngineTransport::Tcp);
-    let source = |key: &str| {
-        loaded
-            .values
-            .iter()
-            .find(|v| v.key == key)
-            .unwrap()
-            .source
-            .clone()
-    };
+    let source = |key: &str| source(&loaded, key);
     assert_eq!(source("idle_timeout"), "--idle-timeout");
     assert_eq!(source("log"), "FARSIDE_LOG");
     assert_eq!(source("max_lifetime"), "/c/config.toml");
@@ -147,12 +143,148 @@ fn unknown_variables_are_told_of() {
     let variables = [
         ("FARSIDE_IDLETIMEOUT", "1h"),
         ("FARSIDE_STATE_DIR", "/x"),
+        ("FARSIDE_SYSTEM_CONFIG", "/x"),
+        (
+            "FARSIDE_SESSION_ID",
+            "of the session whose hook we are run in",
+        ),
         ("OTHER", ""),
     ];
     let loaded = load("", &variables, &[]).unwrap();
     assert_eq!(
         loaded.warnings,
         ["FARSIDE_IDLETIMEOUT is set, but there is no such setting (did you mean `idle_timeout`?)"]
+    );
+}
+
+#[test]
+fn the_users_file_wins_over_the_systems() {
+    let user = file("/c/config.toml", "idle_timeout = '2h'");
+    let system = file("/e/config.toml", "idle_timeout = '1h'\nretire_grace = '5s'");
+    let loaded = merge(&[user.clone(), system], &[], &Flags::default()).unwrap();
+    assert_eq!(source(&loaded, "idle_timeout"), "/c/config.toml");
+    assert_eq!(source(&loaded, "retire_grace"), "/e/config.toml");
+    assert_eq!(loaded.config.retire_grace, Duration::from_secs(5));
+    assert!(loaded.given().is_empty(), "each host reads the files anew");
+    let bad = file("/e/config.toml", "idle_timeout = 'soon'");
+    let error = merge(&[user, bad], &[], &Flags::default()).unwrap_err();
+    assert!(
+        error.to_string().starts_with("/e/config.toml: `soon`"),
+        "also where it would not count: {error}"
+    );
+}
+
+/// The cap and where it comes from, for these values of it.
+fn cap(flag: &str, variable: &str, user: &str, system: &str) -> (Option<Duration>, String) {
+    let text = |cap: &str| match cap {
+        "" => String::new(),
+        cap => format!("max_lifetime_cap = '{cap}'\nmax_lifetime = '1m'"),
+    };
+    let files = [file("user", &text(user)), file("system", &text(system))];
+    let variables = [("FARSIDE_MAX_LIFETIME_CAP".to_owned(), variable.to_owned())];
+    let flags = match flag {
+        "" => Flags::default(),
+        flag => flags(&["--max-lifetime-cap", flag]),
+    };
+    let loaded = merge(&files, &variables, &flags).unwrap();
+    let source = source(&loaded, "max_lifetime_cap").to_owned();
+    (loaded.config.max_lifetime_cap, source)
+}
+
+#[test]
+fn of_the_caps_the_smallest_counts() {
+    let hours = |n: u64| Some(Duration::from_secs(n * 3600));
+    for (caps, expected, source) in [
+        (["", "", "", "8h"], hours(8), "system"),
+        (["9h", "10h", "none", "8h"], hours(8), "system"),
+        (
+            ["9h", "7h", "none", "8h"],
+            hours(7),
+            "FARSIDE_MAX_LIFETIME_CAP",
+        ),
+        (["6h", "7h", "none", "8h"], hours(6), "--max-lifetime-cap"),
+        (["", "", "5h", "8h"], hours(5), "user"),
+        (["8h", "8h", "480m", "8h"], hours(8), "system"),
+        (["none", "", "", ""], None, "--max-lifetime-cap"),
+        (["", "", "", ""], None, "default"),
+    ] {
+        let [flag, variable, user, system] = caps;
+        let (found, from) = cap(flag, variable, user, system);
+        assert_eq!((found, from.as_str()), (expected, source), "{caps:?}");
+    }
+}
+
+#[test]
+fn a_lifetime_past_the_cap_is_refused_where_it_is_asked_for_and_else_cut() {
+    let system = || file("/e/config.toml", "max_lifetime_cap = '8h'");
+    let files = [file("/c/config.toml", "max_lifetime = 'none'"), system()];
+    let eight = Some(Duration::from_secs(8 * 3600));
+
+    let loaded = merge(&files, &[], &Flags::default()).unwrap();
+    assert_eq!(loaded.config.max_lifetime, eight);
+    assert_eq!(
+        source(&loaded, "max_lifetime"),
+        "max_lifetime_cap, /e/config.toml"
+    );
+    assert_eq!(
+        loaded.warnings,
+        [
+            "max_lifetime is none (/c/config.toml), but max_lifetime_cap is 8h (/e/config.toml): 8h counts"
+        ]
+    );
+    let loaded = merge(&[system()], &[], &Flags::default()).unwrap();
+    assert_eq!(loaded.config.max_lifetime, eight);
+    assert!(loaded.warnings[0].starts_with("max_lifetime is 24h (default), but"));
+
+    for value in ["9h", "none"] {
+        let variable = [("FARSIDE_MAX_LIFETIME".to_owned(), value.to_owned())];
+        let error = merge(&files, &variable, &Flags::default()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "FARSIDE_MAX_LIFETIME: a max_lifetime of {value} is more than is allowed here; max_lifetime_cap is 8h \
+                 (/e/config.toml)"
+            )
+        );
+        let asked = flags(&["--max-lifetime", value]);
+        let error = merge(&files, &[], &asked).unwrap_err().to_string();
+        assert!(error.starts_with("--max-lifetime: "), "{error}");
+        // The session was there before the cap.
+        let kept = BTreeMap::from([("max_lifetime".to_owned(), value.to_owned())]);
+        let loaded = merge(&files, &variable, &Flags::from_pairs(&kept)).unwrap();
+        assert_eq!(loaded.config.max_lifetime, eight);
+        assert_eq!(loaded.warnings.len(), 1);
+    }
+    let loaded = merge(&files, &[], &flags(&["--max-lifetime", "8h"])).unwrap();
+    assert_eq!(
+        (loaded.config.max_lifetime, loaded.warnings.len()),
+        (eight, 0)
+    );
+    // One may bind oneself.
+    let both = flags(&["--max-lifetime", "2h", "--max-lifetime-cap", "1h"]);
+    assert!(merge(&[], &[], &both).is_err());
+}
+
+#[test]
+fn a_session_keeps_what_its_creator_was_given() {
+    let variables = [
+        ("FARSIDE_MAX_LIFETIME_CAP", "3h"),
+        ("FARSIDE_IDLE_TIMEOUT", "2h"),
+        ("FARSIDE_LOG", "debug"),
+    ];
+    let file = "max_lifetime_cap = '2h'\nretire_grace = '5s'\nmax_lifetime = '1h'";
+    let loaded = load(file, &variables, &["--log", "warn"]).unwrap();
+    let given: Vec<(&str, &str)> = (loaded.given.iter())
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    // The cap too, though the file's is smaller now: files change.
+    assert_eq!(
+        given,
+        [
+            ("idle_timeout", "2h"),
+            ("max_lifetime_cap", "3h"),
+            ("log", "warn")
+        ]
     );
 }
 

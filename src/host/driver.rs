@@ -16,9 +16,11 @@ use super::clients::{self, Admission, Opening, StreamId};
 use super::cursor::Cursor;
 use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
+use super::hook::Hooks;
 use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log};
 use super::lookup::Lookups;
+use super::notify::Notifier;
 use crate::journal::record::{ClientId, Record};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
@@ -104,6 +106,8 @@ struct Driver {
     lookups: Lookups,
     keeper: Keeper,
     engine: EngineDriver,
+    hooks: Hooks,
+    notifier: Notifier,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -170,6 +174,8 @@ pub(super) async fn run(
             config.engine_start_timeout,
             transport,
         ),
+        hooks: Hooks::default(),
+        notifier: Notifier::new(),
         keeper,
         session,
         lock,
@@ -192,8 +198,11 @@ pub(super) async fn run(
     let listener = bind_link(&driver.session)?;
     let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
     let result = driver.turns(&mut receiver).await;
-    driver.close().await;
+    let notifier = driver.close().await;
+    // Who came too late sees at once that nobody is here.
     accepting.abort();
+    drop(receiver);
+    notifier.finish().await;
     result
 }
 
@@ -458,7 +467,19 @@ impl Driver {
                     self.tell(stream, Frame::Answer { id, answer });
                 }
             }
-            Effect::RunHook { .. } | Effect::Notify { .. } => {}
+            Effect::RunHook {
+                command,
+                timeout,
+                reason,
+            } => {
+                let engine = self.core.state().engine_pid;
+                let inbox = self.inbox.clone();
+                self.hooks
+                    .start(&self.session, command, timeout, reason, engine, inbox);
+            }
+            Effect::Notify { to, notification } => {
+                self.notifier.send(&self.session, to, &notification);
+            }
             Effect::End => self.over = true,
         }
     }
@@ -759,9 +780,11 @@ impl Driver {
         }
     }
 
-    /// The session has ended: the index is brought up to date, the last word is written, and all hear of it.
-    async fn close(&mut self) {
+    /// The session has ended: the index is brought up to date, the last word is written, and all hear of it. What
+    /// is left is to tell people, when nobody waits for this process any more.
+    async fn close(mut self) -> Notifier {
         self.commit();
+        self.hooks.finish();
         self.lookups.finish();
         self.write_status();
         let reason = self.core.state().ended.clone().unwrap_or_default();
@@ -780,5 +803,6 @@ impl Driver {
         let _ = std::fs::remove_dir_all(self.session.dir.sockets());
         self.tell_keeper(ToKeeper::Bye);
         self.keeper.flush().await;
+        self.notifier
     }
 }

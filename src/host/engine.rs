@@ -170,15 +170,7 @@ impl EngineDriver {
             .argv
             .iter()
             .map(|arg| arg.replace("{connection_file}", &path.to_string_lossy()));
-        let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
-            .filter(|(name, _)| !is_ours(name))
-            .collect();
-        env.retain(|(name, _)| !json.env.keys().any(|own| name == own.as_str()));
-        env.extend(
-            json.env
-                .iter()
-                .map(|(name, value)| (name.into(), value.into())),
-        );
+        let env = environment(&self.session);
         let spawn = Spawn {
             id: spawn_id(generation),
             argv: argv.map(|arg| OsString::from(arg).into()).collect(),
@@ -594,6 +586,17 @@ async fn write_channel(
 
 fn spawn_id(generation: u32) -> String {
     format!("engine-{generation}")
+}
+
+/// The environment of the session's engine, and of the commands that are run for the session.
+pub(super) fn environment(session: &Session) -> Vec<(OsString, OsString)> {
+    let own = &session.json.env;
+    let mut env: Vec<(OsString, OsString)> = std::env::vars_os()
+        .filter(|(name, _)| !is_ours(name))
+        .filter(|(name, _)| !own.keys().any(|own| name == own.as_str()))
+        .collect();
+    env.extend(own.iter().map(|(name, value)| (name.into(), value.into())));
+    env
 }
 
 /// Variables that are farside's own business and must not reach an engine, in which a farside may be run.

@@ -3,18 +3,21 @@
 //! Owns the engine, the journal and the link's socket. All decisions are the core's ([`crate::session::core`]); here
 //! is only what carries them out: `driver` the loop, `engine` the engine's process and sockets, `ingest` the
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
-//! journal's writing end, `lookup` the index thread, `elsewhere` the
-//! journals of other sessions.
+//! journal's writing end, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
+//! commands, `hook` those before an end, `notify` the thread that tells people.
 
 mod clients;
 mod cursor;
 mod driver;
 mod elsewhere;
 mod engine;
+mod hook;
 mod inbox;
 mod ingest;
 mod log;
 mod lookup;
+mod notify;
+mod shell;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -18,6 +18,9 @@ use super::{EngineSpec, OWN_PREFIX, Search, SpecError, data_dir, read_object, sp
 /// The record of the engine in our spec's folder.
 const ENGINE_JSON: &str = "engine.json";
 
+/// A hundred years. 0 would mean at once, and a number too large for Python's `timedelta` an exception at each look.
+const NEVER_CULLED_SECONDS: u64 = 100 * 365 * 86_400;
+
 /// Where a spec is installed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -182,6 +185,9 @@ fn kernel_json(
     // hand the launcher a connection file for encrypted sockets. And it is farside that Jupyter starts, always locally.
     metadata.remove("supported_encryption");
     metadata.remove("kernel_provisioner");
+    // When a session ends is its own limits' business. jupyter_server's culler takes this instead of the server's own
+    // `cull_idle_timeout` (services/kernels/kernelmanager.py, `cull_kernel_if_idle`), also instead of the engine's.
+    metadata.insert("cull_idle_timeout".to_owned(), json!(NEVER_CULLED_SECONDS));
     metadata.insert(
         "farside".to_owned(),
         json!({ "version": env!("CARGO_PKG_VERSION"), "engine": engine.name }),

@@ -280,7 +280,7 @@ fn install_writes_a_whole_spec_and_can_be_repeated() {
         "python3",
         r#"{"argv": ["python", "-f", "{connection_file}"], "language": "python", "display_name": "Py",
             "env": {"A": "${A}:1"}, "kernel_protocol_version": "5.5",
-            "metadata": {"debugger": true, "supported_encryption": ["curve"]}}"#,
+            "metadata": {"debugger": true, "supported_encryption": ["curve"], "cull_idle_timeout": 5}}"#,
     );
     for file in ["logo-64x64.png", "logo-svg.svg", "kernel.js", "other.txt"] {
         fs::write(dir.join(file), file).unwrap();
@@ -303,7 +303,10 @@ fn install_writes_a_whole_spec_and_can_be_repeated() {
         "language": "python",
         "interrupt_mode": "message",
         "env": {"A": "${A}:1", "FARSIDE_IDLE_TIMEOUT": "8h"},
-        "metadata": {"debugger": true, "farside": {"version": env!("CARGO_PKG_VERSION"), "engine": "python3"}},
+        "metadata": {
+            "debugger": true, "cull_idle_timeout": 3_153_600_000_u64,
+            "farside": {"version": env!("CARGO_PKG_VERSION"), "engine": "python3"}
+        },
         "kernel_protocol_version": "5.5",
     });
     assert_eq!(Value::Object(json), expected);

@@ -62,6 +62,7 @@ impl Sandbox {
             .env_clear()
             .env("HOME", self.path("home"))
             .env("FARSIDE_STATE_DIR", self.path("state"))
+            .env("FARSIDE_SYSTEM_CONFIG", self.path("system.toml"))
             .env("XDG_RUNTIME_DIR", self.path("run"))
             .env("PATH", self.path("bin"))
             .env("COLUMNS", "100")

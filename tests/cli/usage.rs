@@ -225,3 +225,43 @@ fn config_shows_where_values_come_from() {
     error: [SANDBOX]/home/.config/farside/config.toml: `24` is no value for max_lifetime; it takes a duration like 45s, 90m, 2h30m or 1d, or none
     ");
 }
+
+#[test]
+fn an_administrators_cap_can_be_lowered_and_not_raised() {
+    let sandbox = Sandbox::new();
+    std::fs::write(sandbox.path("system.toml"), "max_lifetime_cap = '8h'\n").unwrap();
+    let shown = |args: &[&str], key: &str| {
+        let values = sandbox.json(args);
+        let found = (values.as_array().unwrap().iter()).find(|value| value["key"] == key);
+        let value = found.unwrap();
+        format!(
+            "{} from {}",
+            value["value"].as_str().unwrap(),
+            value["source"].as_str().unwrap()
+        )
+        .replace(sandbox.path("").to_str().unwrap(), "")
+    };
+    let cap = ["config", "--json", "--max-lifetime-cap"];
+    assert_eq!(
+        shown(&["config", "--json"], "max_lifetime_cap"),
+        "8h from system.toml"
+    );
+    assert_eq!(
+        shown(&[&cap[..], &["9h"]].concat(), "max_lifetime_cap"),
+        "8h from system.toml"
+    );
+    assert_eq!(
+        shown(&[&cap[..], &["2h"]].concat(), "max_lifetime_cap"),
+        "2h from --max-lifetime-cap"
+    );
+    assert_eq!(
+        shown(&["config", "--json"], "max_lifetime"),
+        "8h from max_lifetime_cap, system.toml"
+    );
+    assert_snapshot!(sandbox.run(&["config", "--json"]).stderr, @"");
+    // Nothing is started, nothing is written.
+    assert_snapshot!(sandbox.run(&["new", "--max-lifetime", "none"]).all(), @"");
+    assert_snapshot!(sandbox.run(&["install", "--max-lifetime", "9h"]).all(), @"");
+    assert_eq!(names(&sandbox.path("home")), [""; 0]);
+    assert!(!sandbox.path("state").exists());
+}

@@ -395,7 +395,7 @@ class Sandbox:
             "XDG_RUNTIME_DIR": str(self.xdg_runtime), "XDG_CONFIG_HOME": str(self.config),
             "XDG_STATE_HOME": str(self.home / "state"), "XDG_CACHE_HOME": str(self.home / "cache"),
             "XDG_DATA_HOME": str(self.data.parent),
-            "FARSIDE_STATE_DIR": str(self.state),
+            "FARSIDE_STATE_DIR": str(self.state), "FARSIDE_SYSTEM_CONFIG": str(self.root / "system.toml"),
             "JUPYTER_CONFIG_DIR": str(self.config / "jupyter"), "JUPYTER_DATA_DIR": str(self.data),
             "JUPYTER_RUNTIME_DIR": str(self.runtime), "IPYTHONDIR": self.ipython("i"),
             "JUPYTER_PREFER_ENV_PATH": "0", "PYTHONDONTWRITEBYTECODE": "1", "NO_COLOR": "1",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -98,9 +99,42 @@ def test_closing_the_session_at_the_server_ends_it(sandbox: Sandbox) -> None:
     gone(sandbox, session)
 
 
-def test_the_culler_ends_the_session(sandbox: Sandbox) -> None:
-    cull = ("--MappingKernelManager.cull_idle_timeout=2", "--MappingKernelManager.cull_interval=1", "--MappingKernelManager.cull_connected=True")
-    server, kernel_id, _ = open_notebook(sandbox, args=cull)
+CULL = (
+    "--MappingKernelManager.cull_idle_timeout=2", "--MappingKernelManager.cull_interval=1",
+    "--MappingKernelManager.cull_connected=True", "--MappingKernelManager.cull_busy=False",
+)
+
+
+def test_the_culler_passes_a_session_over_that_has_limits_of_its_own(sandbox: Sandbox) -> None:
+    server, kernel_id, _ = open_notebook(sandbox, args=(*CULL, "--ServerApp.log_level=DEBUG"))
+    page = server.websocket(kernel_id)
+    page.idle(page.execute("kept = 1"), 45)
+    session = sandbox.session()
+    # Idle from later on than ours, and culled all the same.
+    plain = server.open_notebook("plain.ipynb", "python3")["kernel"]["id"]
+    other = server.websocket(plain)
+    other.idle(other.execute("1"), 45)
+    wait_until(lambda: plain not in [k["id"] for k in server.api("GET", "kernels")], "the culler to end a plain kernel", 45)
+    # jupyter_server says at each look what it looks at.
+    looked_at = f"kernel_id={kernel_id}, kernel_name={KERNEL}, last_activity="
+    before = server.log.read_text().count(looked_at)
+    assert before > 0
+    wait_until(lambda: server.log.read_text().count(looked_at) >= before + 3, "the culler to look three times more", 45)
+    at_server = server.api("GET", f"kernels/{kernel_id}")
+    assert at_server["execution_state"] == "idle"
+    after = sandbox.session()
+    assert (after["id"], after["engine_pid"], after["state"]) == (session["id"], session["engine_pid"], "idle")
+    check = page.execute("print(kept)")
+    page.idle(check)
+    assert page.text(check) == "1\n"
+
+
+def test_a_culler_that_was_asked_for_ends_the_session(sandbox: Sandbox) -> None:
+    """Who takes `cull_idle_timeout` out of the kernelspec has the server's culling back."""
+    spec = sandbox.kernelspec(KERNEL)
+    del spec["metadata"]["cull_idle_timeout"]
+    (sandbox.data / "kernels" / KERNEL / "kernel.json").write_text(json.dumps(spec))
+    server, kernel_id, _ = open_notebook(sandbox, args=CULL)
     page = server.websocket(kernel_id)
     done = page.execute("1")
     page.idle(done, 45)
