@@ -199,7 +199,7 @@ impl clap::Args for Flags {
                 .help(setting.about)
                 .hide_short_help(!SHORT_HELP.contains(&setting.key))
                 .help_heading(
-                    "Settings (--help shows all; else from the environment or config.toml, see `farside config`)",
+                    "Settings (all with --help; else from the environment or config.toml, see `farside config`)",
                 )
         }))
     }

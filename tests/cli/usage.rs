@@ -192,12 +192,21 @@ fn config_shows_where_values_come_from() {
     exit 0
     --- stdout
     SETTING VALUE FROM WHAT IT DOES
-    idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long (not in effect yet)
-    idle_timeout_detached 1h default End an idle session that has no frontend after this long (not in effect yet)
-    input_timeout 12h default End a session that waits for input() with no frontend after this long (not in effect yet)
-    max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not (not in effect yet)
-    retire_grace 9s FARSIDE_RETIRE_GRACE How long interrupted code has to finish when its session ends (not in effect yet)
-    keep_records 14d default How long `farside prune` keeps the records of an ended session
+    idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long
+    idle_timeout_detached 1h default End an idle session that has no frontend after this long
+    input_timeout 12h default End a session that waits for input() with no frontend after this long
+    max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not
+    max_lifetime_cap none default The longest lifetime that can be asked for, extensions included; the smallest one given counts
+    cpu_budget none default End a session when its engine and all that it started have used this much CPU time
+    notices 30m,10m,1m default How long before its end a session says so
+    retire_grace 9s FARSIDE_RETIRE_GRACE How long interrupted code has to finish when its session ends
+    before_retire default Shell command to run before a session retires (its engine lives still)
+    before_retire_code default Code to run in the engine before a session retires
+    before_retire_timeout 1m default How long each of the two may take
+    notify default Shell command to run, or http(s) URL to post JSON to, when something happens that you want to know of
+    notify_after 10m default Tell of an execution's end if it took longer, or if nobody was attached
+    keep_records 14d default How long the records of an ended session are kept
+    keep_records_bytes 10G default How much all sessions' records may take; those of the longest ended sessions go first
     engine_start_timeout 60s default How long an engine may take to answer for the first time
     engine_transport auto default How farside talks to the engine (auto: ipc where the engine can)
     log debug --log What goes to the log
@@ -215,7 +224,7 @@ fn config_shows_where_values_come_from() {
     exit 2
     --- stdout
     --- stderr
-    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, retire_grace, keep_records, engine_start_timeout, engine_transport, log
+    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, max_lifetime_cap, cpu_budget, notices, retire_grace, before_retire, before_retire_code, before_retire_timeout, notify, notify_after, keep_records, keep_records_bytes, engine_start_timeout, engine_transport, log
     ");
     std::fs::write(&file, "max_lifetime = 24\n").unwrap();
     assert_snapshot!(sandbox.run(&["config"]).all(), @r"
@@ -239,7 +248,7 @@ fn an_administrators_cap_can_be_lowered_and_not_raised() {
             value["value"].as_str().unwrap(),
             value["source"].as_str().unwrap()
         )
-        .replace(sandbox.path("").to_str().unwrap(), "")
+        .replace("[SANDBOX]/", "")
     };
     let cap = ["config", "--json", "--max-lifetime-cap"];
     assert_eq!(
@@ -258,10 +267,20 @@ fn an_administrators_cap_can_be_lowered_and_not_raised() {
         shown(&["config", "--json"], "max_lifetime"),
         "8h from max_lifetime_cap, system.toml"
     );
-    assert_snapshot!(sandbox.run(&["config", "--json"]).stderr, @"");
+    assert_snapshot!(sandbox.run(&["config", "--json"]).stderr, @"warning: max_lifetime is 24h (default), but max_lifetime_cap is 8h ([SANDBOX]/system.toml): 8h counts");
     // Nothing is started, nothing is written.
-    assert_snapshot!(sandbox.run(&["new", "--max-lifetime", "none"]).all(), @"");
-    assert_snapshot!(sandbox.run(&["install", "--max-lifetime", "9h"]).all(), @"");
+    assert_snapshot!(sandbox.run(&["new", "--max-lifetime", "none"]).all(), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    error: --max-lifetime: a max_lifetime of none is more than is allowed here; max_lifetime_cap is 8h ([SANDBOX]/system.toml)
+    ");
+    assert_snapshot!(sandbox.run(&["install", "--max-lifetime", "9h"]).all(), @r"
+    exit 2
+    --- stdout
+    --- stderr
+    error: --max-lifetime: a max_lifetime of 9h is more than is allowed here; max_lifetime_cap is 8h ([SANDBOX]/system.toml)
+    ");
     assert_eq!(names(&sandbox.path("home")), [""; 0]);
     assert!(!sandbox.path("state").exists());
 }
