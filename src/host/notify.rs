@@ -420,7 +420,7 @@ struct Shape {
 
 impl Shape {
     fn of(told: &Notification) -> Self {
-        let state = told.state.map(|state| serde_json::to_value(state));
+        let state = told.state.map(serde_json::to_value);
         Self {
             event: told.event.name(),
             text: cut(&told.text, TEXT_CHARS_MAX),
