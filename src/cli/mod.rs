@@ -6,6 +6,7 @@
 
 mod attach;
 mod client;
+pub mod columns;
 mod completions;
 mod config;
 mod connect;
@@ -19,9 +20,11 @@ mod interrupt;
 mod launch;
 mod logs;
 mod ls;
+mod metrics;
 mod new;
 mod output;
 mod prune;
+mod readings;
 mod records;
 pub mod render;
 mod restart;
@@ -29,6 +32,7 @@ mod stop;
 mod terminal;
 #[cfg(test)]
 mod tests;
+mod top;
 
 use std::io;
 use std::process::ExitCode;
@@ -79,6 +83,7 @@ pub enum Command {
     Install(install::InstallArgs),
     Uninstall(install::UninstallArgs),
     Ls(ls::Args),
+    Top(top::Args),
     Attach(attach::Args),
     Logs(logs::Args),
     History(history::Args),
@@ -90,6 +95,7 @@ pub enum Command {
     Extend(extend::Args),
     Console(console::Args),
     Connect(connect::Args),
+    Metrics(metrics::Args),
     Prune(prune::Args),
     Config(config::Args),
     Completions(completions::Args),
@@ -163,6 +169,7 @@ fn run(command: Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Install(args) => install::install(&args, out),
         Command::Uninstall(args) => install::uninstall(&args, out),
         Command::Ls(args) => ls::run(&args, out),
+        Command::Top(args) => top::run(&args, out),
         Command::Attach(args) => attach::run(&args, out),
         Command::Logs(args) => logs::run(&args, out),
         Command::History(args) => history::run(&args, out),
@@ -174,6 +181,7 @@ fn run(command: Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Extend(args) => extend::run(&args, out),
         Command::Console(args) => console::run(&args, out),
         Command::Connect(args) => connect::run(&args, out),
+        Command::Metrics(args) => metrics::run(&args, out),
         Command::Prune(args) => prune::run(&args, out),
         Command::Config(args) => config::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),

@@ -40,6 +40,18 @@ pub struct Field {
     tone: Tone,
 }
 
+impl Field {
+    /// What it says. Control characters may be in it: [`visible`] is for who shows it.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// How it is shown.
+    pub fn tone(&self) -> Tone {
+        self.tone
+    }
+}
+
 /// A cell in this tone.
 pub fn field(text: impl Into<String>, tone: Tone) -> Field {
     Field {
@@ -171,6 +183,33 @@ pub fn took(from: Micros, to: Micros) -> String {
     }
 }
 
+/// CPU time: fractions of a second matter where it is short.
+pub fn cpu_time(seconds: f64) -> String {
+    let seconds = seconds.max(0.0);
+    if seconds < 9.95 {
+        format!("{seconds:.1}s")
+    } else {
+        // A float's conversion to an integer saturates.
+        span(0, ((seconds.round() * 1e6) as Micros).max(1_000_000)).unwrap_or_default()
+    }
+}
+
+/// `1.3G`: bytes in the units in which settings take them (powers of 1000), two or three digits.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 6] = ["B", "K", "M", "G", "T", "P"];
+    let mut value = count as f64;
+    let mut unit = 0;
+    while value >= 999.5 && unit + 1 < UNITS.len() {
+        value /= 1000.0;
+        unit += 1;
+    }
+    if unit > 0 && value < 9.95 {
+        format!("{value:.1}{}", UNITS[unit])
+    } else {
+        format!("{value:.0}{}", UNITS[unit])
+    }
+}
+
 /// The tone of a session's state.
 pub fn session_tone(state: SessionState) -> Tone {
     match state {
@@ -218,6 +257,35 @@ mod tests {
         assert_eq!(took(0, 1_234_567), "1.23s");
         assert_eq!(took(0, 12_345_678), "12.3s");
         assert_eq!(took(0, 125 * SECOND), "2m5s");
+    }
+
+    #[test]
+    fn amounts_are_short() {
+        for (count, expected) in [
+            (0, "0B"),
+            (999, "999B"),
+            (1_000, "1.0K"),
+            (9_949, "9.9K"),
+            (9_950, "10K"),
+            (999_499, "999K"),
+            (999_500, "1.0M"),
+            (312_400_000, "312M"),
+            (1_340_000_000, "1.3G"),
+            (u64::MAX, "18447P"),
+        ] {
+            assert_eq!(bytes(count), expected);
+        }
+        for (seconds, expected) in [
+            (-1.0, "0.0s"),
+            (0.04, "0.0s"),
+            (9.94, "9.9s"),
+            (9.96, "10s"),
+            (59.4, "59s"),
+            (3_725.0, "1h2m"),
+            (f64::INFINITY, "213503982d8h"),
+        ] {
+            assert_eq!(cpu_time(seconds), expected);
+        }
     }
 
     #[test]

@@ -16,6 +16,7 @@ fn every_command_has_help_on_stdout() {
         "install",
         "uninstall",
         "ls",
+        "top",
         "attach",
         "logs",
         "history",
@@ -27,6 +28,7 @@ fn every_command_has_help_on_stdout() {
         "extend",
         "console",
         "connect",
+        "metrics",
         "prune",
         "config",
         "completions",
@@ -54,6 +56,10 @@ fn mistakes_are_exit_code_2_and_touch_nothing() {
         &["new", "--engine-transport", "udp"],
         &["new", "extra"],
         &["extend", "x", "5"],
+        &["metrics", "--listen", "0.0.0.0:0"],
+        &["metrics", "--listen", "example.org:80"],
+        // No terminal here.
+        &["top"],
         &["launch"],
         // How an editor asks whether a program is a python.
         &["-c", "import sys; print(sys.executable)"],
