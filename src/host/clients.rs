@@ -169,6 +169,7 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
     if writer.send(&Frame::Welcome(welcome)).await.is_err() {
         return;
     }
+    let mut tail = cursor.tail();
     // The session's end is said after its last record.
     let mut last_word = None;
     loop {
@@ -192,6 +193,13 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
         let Some(deliveries) = deliveries else { break };
         for delivery in deliveries {
             writer.push_record(delivery.part, &delivery.record);
+            let seq = delivery.record.seq;
+            if seq > tail.last_seq() {
+                // Not in the journal yet: it is no frame before it is.
+                if writer.flush_but(1).await.is_err() || !tail.wait_tried(seq).await {
+                    return;
+                }
+            }
         }
         if writer.flush().await.is_err() {
             return;
@@ -212,4 +220,112 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
         }
     };
     let _ = tokio::time::timeout(GOODBYE_TIMEOUT, goodbye).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::sync::Arc;
+    use std::task::Poll;
+
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+    use crate::host::log::{Appended, Log};
+    use crate::journal::record::Record;
+    use crate::journal::{Writer, WriterOptions};
+    use crate::wire::Message;
+
+    /// Above what is appended on another thread, and what a socket takes at once.
+    const LARGE_BYTES: usize = 2 << 20;
+
+    fn large() -> Record {
+        Record {
+            seq: 1,
+            time: 0,
+            body: Body::Iopub {
+                client: None,
+                execution: 0,
+                message: Message {
+                    header: r#"{"msg_id":"1","msg_type":"stream"}"#.into(),
+                    parent_header: "{}".into(),
+                    metadata: "{}".into(),
+                    content: vec![b'x'; LARGE_BYTES].into(),
+                    ..Message::default()
+                },
+            },
+        }
+    }
+
+    fn admission(log: &Log) -> (Admission, mpsc::UnboundedSender<Frame>) {
+        let hello = Hello {
+            version: VERSION,
+            client: ClientId::from_u128(1),
+            kind: "iopub".into(),
+            pid: 1,
+            parent_pid: None,
+            claim: false,
+            connection_file: None,
+            replies: false,
+            iopub: true,
+            resume: None,
+        };
+        let welcome = Welcome {
+            version: VERSION,
+            session: "id".into(),
+            name: "name".into(),
+            session_id: "s".into(),
+            seq: 0,
+            farside: "0".into(),
+        };
+        let (sender, side) = mpsc::unbounded_channel();
+        let cursor = Cursor::new(&hello, "s", "id", log.tail());
+        let admission = Admission {
+            stream: 1,
+            welcome,
+            cursor,
+            side,
+        };
+        (admission, sender)
+    }
+
+    #[tokio::test]
+    async fn the_last_byte_of_a_record_waits_for_its_append() {
+        let dir = tempfile::tempdir().unwrap();
+        let (journal, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+        let mut log = Log::new(journal, dir.path(), 0);
+        let (admission, _side) = admission(&log);
+        let mut expected = Vec::new();
+        let mut encoder = LinkWriter::new(&mut expected);
+        encoder.push(&Frame::Welcome(admission.welcome.clone()));
+        encoder.push_record(0, &large());
+        encoder.flush().await.unwrap();
+
+        let (host, mut client) = UnixStream::pair().unwrap();
+        let (_reader, writer) = host.into_split();
+        let mut writer = LinkWriter::new(writer);
+        let writing = write(&mut writer, admission);
+        let conversation = async {
+            let mut appending = pin!(log.append_large(Arc::new(large())));
+            // It has begun; that it is over is only seen when it is looked at again.
+            let begun = std::future::poll_fn(|context| {
+                Poll::Ready(appending.as_mut().poll(context).is_pending())
+            });
+            assert!(begun.await);
+            let mut came = vec![0; expected.len() - 1];
+            client.read_exact(&mut came).await.unwrap();
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            let early = client.try_read(&mut [0; 1]);
+            assert!(early.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+            assert!(matches!(appending.await, Appended::Kept));
+            came.push(client.read_u8().await.unwrap());
+            assert!(came == expected);
+        };
+        tokio::select! {
+            () = writing => panic!("the stream ended"),
+            () = conversation => {}
+        }
+    }
 }

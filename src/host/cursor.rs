@@ -147,6 +147,11 @@ impl Cursor {
         }
     }
 
+    /// Of what it reads.
+    pub fn tail(&self) -> Tail {
+        self.tail.clone()
+    }
+
     fn handle(
         &mut self,
         record: Arc<Record>,

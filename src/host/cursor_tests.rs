@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::host::log::{Appended, Log};
+use crate::host::log::{Appended, Log, is_large};
 use crate::journal::record::{Micros, Note};
 use crate::journal::{Writer, WriterOptions};
 use crate::wire::message::HeaderFields;
@@ -602,4 +602,78 @@ fn a_replay_of_an_ended_session_is_read_from_its_journal() {
     };
     assert!(gone.contains("not kept any more"), "{gone}");
     assert!(no_id.contains("no session's id"), "{no_id}");
+}
+
+/// Large enough to be appended on another thread.
+fn huge(seq: u64) -> Arc<Record> {
+    let mut message = message("stream", &format!("m{seq}"), "{}", json!({}));
+    message.content = vec![b' '; 3 << 20].into();
+    let body = Body::Iopub {
+        client: None,
+        execution: 0,
+        message,
+    };
+    record(seq, body)
+}
+
+/// Whether the future is pending, polled once.
+async fn is_pending<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> bool {
+    std::future::poll_fn(|context| {
+        std::task::Poll::Ready(future.as_mut().poll(context).is_pending())
+    })
+    .await
+}
+
+#[test]
+fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    assert!(is_large(&huge(1)) && !is_large(&large(1)));
+    block_on(async {
+        append(&mut log, vec![large(1)]);
+        let mut tail = log.tail();
+        let mut reader = cursor(&log, from_the_start());
+        assert_eq!(read_until(&mut reader, 1).await, [1]);
+        {
+            let mut appending = std::pin::pin!(log.append_large(huge(2)));
+            assert!(is_pending(appending.as_mut()).await);
+            assert_eq!(read_until(&mut reader, 2).await, [2]);
+            assert_eq!(tail.last_seq(), 1);
+            assert!(is_pending(std::pin::pin!(tail.wait_tried(2))).await);
+            assert!(matches!(appending.await, Appended::Kept));
+        }
+        assert_eq!(tail.last_seq(), 2);
+        assert!(tail.wait_tried(2).await);
+        append(&mut log, vec![large(3)]);
+        assert_eq!(read_until(&mut reader, 3).await, [3]);
+        // And from the files.
+        drop(log);
+        let mut log = new_log(dir.path());
+        let mut again = cursor(&log, from_the_start());
+        append(&mut log, vec![large(4)]);
+        assert_eq!(read_until(&mut again, 4).await, [1, 2, 3, 4]);
+    });
+}
+
+#[test]
+fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
+    let dir = tempfile::tempdir().unwrap();
+    append(&mut new_log(dir.path()), vec![large(1), large(2), large(3)]);
+    let (writer, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    // A writer that is further than its log refuses what the log thinks is next.
+    let mut log = Log::new(writer, dir.path(), 0);
+    block_on(async {
+        let mut reader = cursor(&log, None);
+        for seq in [1, 2] {
+            let appended = log.append_large(huge(seq)).await;
+            match seq {
+                1 => assert!(matches!(appended, Appended::Failed(_))),
+                _ => assert!(matches!(appended, Appended::StillFailing)),
+            }
+            assert_eq!(read_until(&mut reader, seq).await, [seq]);
+            assert_eq!(log.tail().last_seq(), seq);
+        }
+        let healed = log.append_large(huge(4)).await;
+        assert!(matches!(healed, Appended::Healed(1)));
+    });
 }

@@ -18,7 +18,7 @@ use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
 use super::hook::Hooks;
 use super::inbox::{Inbox, Queued};
-use super::log::{Appended, Log};
+use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
 use crate::journal::record::{ClientId, Record};
@@ -309,6 +309,7 @@ impl Driver {
                 shares.push(share);
                 self.input(item);
             }
+            self.append_large().await;
             self.commit();
             self.show_status();
             // Only now is there room for more: what was taken in is written.
@@ -411,18 +412,8 @@ impl Driver {
             let records = std::mem::take(&mut self.records);
             if !records.is_empty() {
                 let appended = self.log.append(records);
-                self.lookups.catch_up();
-                self.status_due
-                    .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
-                match appended {
-                    Appended::Kept | Appended::StillFailing => {}
-                    Appended::Failed(why) => self.event(Event::JournalFailed { why }),
-                    Appended::Healed(from) => self.event(Event::JournalHealed { from }),
-                }
-                if self.log.wants_checkpoint() {
-                    let effects = self.core.checkpoint(now());
-                    self.take(effects);
-                }
+                self.appended(appended);
+                self.checkpoint_if_wanted();
             }
             for effect in std::mem::take(&mut self.after) {
                 self.carry_out(effect);
@@ -430,6 +421,47 @@ impl Driver {
         }
         for (stream, number) in std::mem::take(&mut self.acks) {
             self.tell(stream, Frame::Ack { number });
+        }
+    }
+
+    /// Writes this turn's records up to the last large one; [`Driver::commit`] does the rest.
+    async fn append_large(&mut self) {
+        let mut any = false;
+        while let Some(at) = self.records.iter().position(|record| is_large(record)) {
+            let behind = self.records.split_off(at + 1);
+            let large = self.records.pop();
+            let before = std::mem::replace(&mut self.records, behind);
+            if !before.is_empty() {
+                let appended = self.log.append(before);
+                self.appended(appended);
+            }
+            if let Some(large) = large {
+                let appended = self.log.append_large(large).await;
+                self.appended(appended);
+                any = true;
+            }
+        }
+        if any {
+            self.checkpoint_if_wanted();
+        }
+    }
+
+    /// What it adds to the turn's records stands behind them.
+    fn appended(&mut self, appended: Appended) {
+        self.lookups.catch_up();
+        self.status_due
+            .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+        match appended {
+            Appended::Kept | Appended::StillFailing => {}
+            Appended::Failed(why) => self.event(Event::JournalFailed { why }),
+            Appended::Healed(from) => self.event(Event::JournalHealed { from }),
+        }
+    }
+
+    fn checkpoint_if_wanted(&mut self) {
+        if self.log.wants_checkpoint() {
+            let effects = self.core.checkpoint(now());
+            self.take(effects);
         }
     }
 

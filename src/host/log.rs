@@ -1,9 +1,12 @@
 //! The host's end of the journal: appends, keeps the newest records in memory, and wakes the readers.
 //!
-//! Invariant: a record is visible to readers only after its append was tried. Where the append failed, readers
-//! that keep up still get it (a full disk does not stop a live stream), and the session says that it is not kept.
+//! Invariant: a record's append was tried before any client has all of it. Small records are shown to the readers
+//! behind their append; a large one while it is being appended on another thread, so that its way to the clients has
+//! begun by then, and who sends it holds its end back ([`Tail::wait_tried`]). Where the append failed, readers that
+//! keep up still get the record (a full disk does not stop a live stream), and the session says that it is not kept.
 
 use std::collections::VecDeque;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -16,14 +19,19 @@ use crate::journal::record::{Micros, Record};
 /// journal's files instead.
 const TAIL_BYTES_MAX: usize = 4 << 20;
 
+/// A record from this size on is appended on another thread: it takes so long to write that a thread's waking does not
+/// count, and that its readers' work should not wait for it.
+const LARGE_BYTES: usize = 1 << 20;
+
 /// Fixed cost of a record in memory beside its message.
 const RECORD_BYTES: usize = 256;
 
 /// See the module. One writer; any number of [`Tail`]s.
 pub struct Log {
-    writer: Writer,
+    /// `None`: it is with the thread of [`Log::append_large`].
+    writer: Option<Writer>,
     tail: Tail,
-    last: watch::Sender<u64>,
+    last: watch::Sender<Last>,
     failing_since: Option<Micros>,
 }
 
@@ -43,8 +51,26 @@ pub enum Appended {
 #[derive(Clone)]
 pub struct Tail {
     shared: Arc<Mutex<Shared>>,
-    last: watch::Receiver<u64>,
+    last: watch::Receiver<Last>,
     dir: PathBuf,
+}
+
+/// Numbers of newest records.
+#[derive(Clone, Copy)]
+struct Last {
+    /// Of those whose append was tried.
+    tried: u64,
+    /// Of those that readers may look at: the same, or one more while a large record is being appended.
+    shown: u64,
+}
+
+impl Last {
+    fn tried(seq: u64) -> Self {
+        Self {
+            tried: seq,
+            shown: seq,
+        }
+    }
 }
 
 #[derive(Default)]
@@ -56,14 +82,14 @@ struct Shared {
 impl Log {
     /// `last_seq`: of the newest record in the journal.
     pub fn new(writer: Writer, dir: &Path, last_seq: u64) -> Self {
-        let (last, receiver) = watch::channel(last_seq);
+        let (last, receiver) = watch::channel(Last::tried(last_seq));
         let tail = Tail {
             shared: Arc::default(),
             last: receiver,
             dir: dir.to_owned(),
         };
         Self {
-            writer,
+            writer: Some(writer),
             tail,
             last,
             failing_since: None,
@@ -77,7 +103,7 @@ impl Log {
 
     /// Whether a checkpoint should be written now: a new segment has begun.
     pub fn wants_checkpoint(&self) -> bool {
-        self.writer.wants_checkpoint()
+        self.writer.as_ref().is_some_and(Writer::wants_checkpoint)
     }
 
     /// Appends in one go, then shows the records to the readers.
@@ -86,12 +112,51 @@ impl Log {
             return Appended::Kept;
         };
         let (last_seq, now) = (newest.seq, newest.time);
-        let result = self.writer.append(&records);
+        let result = match &mut self.writer {
+            Some(writer) => writer.append(&records).map(drop),
+            None => Err(lost()),
+        };
         self.tail.lock().extend(records);
-        self.last.send_replace(last_seq);
+        self.last.send_replace(Last::tried(last_seq));
+        self.appended(result, now)
+    }
+
+    /// Appends one record on another thread; the readers have it meanwhile. Not to be cancelled.
+    pub async fn append_large(&mut self, record: Arc<Record>) -> Appended {
+        let (seq, now) = (record.seq, record.time);
+        let result = match self.writer.take() {
+            Some(mut writer) => {
+                self.tail.lock().extend(vec![record.clone()]);
+                self.last.send_modify(|last| last.shown = seq);
+                let appending = tokio::task::spawn_blocking(move || {
+                    let result = writer.append(&[record]).map(drop);
+                    (writer, result)
+                });
+                match appending.await {
+                    Ok((writer, result)) => {
+                        self.writer = Some(writer);
+                        result
+                    }
+                    Err(error) => match error.try_into_panic() {
+                        // As if it had been on this thread.
+                        Ok(panic) => std::panic::resume_unwind(panic),
+                        Err(error) => Err(io::Error::other(error)),
+                    },
+                }
+            }
+            None => {
+                self.tail.lock().extend(vec![record]);
+                Err(lost())
+            }
+        };
+        self.last.send_replace(Last::tried(seq));
+        self.appended(result, now)
+    }
+
+    fn appended(&mut self, result: io::Result<()>, now: Micros) -> Appended {
         match (result, self.failing_since) {
-            (Ok(_), None) => Appended::Kept,
-            (Ok(_), Some(since)) => {
+            (Ok(()), None) => Appended::Kept,
+            (Ok(()), Some(since)) => {
                 self.failing_since = None;
                 Appended::Healed(since)
             }
@@ -111,14 +176,19 @@ impl Tail {
         self.shared.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Number of the newest record.
+    /// Number of the newest record whose append was tried.
     pub fn last_seq(&self) -> u64 {
-        *self.last.borrow()
+        self.last.borrow().tried
     }
 
-    /// Waits until there is a record behind `seq`. `false`: there will be none, the host ends.
+    /// Waits until the append of the record `seq` was tried. `false`: it will not be, the host ends.
+    pub async fn wait_tried(&mut self, seq: u64) -> bool {
+        self.last.wait_for(|last| last.tried >= seq).await.is_ok()
+    }
+
+    /// Waits until there is a record behind `seq`, which may still be on its way into the journal. `false`: there will be none, the host ends.
     pub async fn wait_behind(&mut self, seq: u64) -> bool {
-        self.last.wait_for(|last| *last > seq).await.is_ok()
+        self.last.wait_for(|last| last.shown > seq).await.is_ok()
     }
 
     /// The records behind `seq` that are in memory, at most about `bytes_max`; `None` where the next one is not in
@@ -179,6 +249,15 @@ impl Shared {
             }
         }
     }
+}
+
+/// Whether a record is one for [`Log::append_large`].
+pub fn is_large(record: &Record) -> bool {
+    cost(record) >= LARGE_BYTES
+}
+
+fn lost() -> io::Error {
+    io::Error::other("the journal's writer was lost")
 }
 
 fn cost(record: &Record) -> usize {

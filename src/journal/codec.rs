@@ -174,6 +174,20 @@ impl Head {
         }))
     }
 
+    /// Where header, parent_header, metadata and content of a message lie in the body, one behind the other. `None`:
+    /// a note, or `body` does not hold head and table.
+    pub fn dictionaries(&self, body: &[u8]) -> Option<std::ops::Range<u64>> {
+        if self.kind == Kind::Note {
+            return None;
+        }
+        let mut ranges = (self.part_ranges(body).ok()?)
+            .skip(self.identities as usize)
+            .take(DICTIONARIES);
+        let first = ranges.next()?.ok()?;
+        let last = ranges.last()?.ok()?;
+        Some(first.start..last.end)
+    }
+
     fn of(record: &Record) -> Self {
         let message_head = |kind, channel, client, execution, message: &Message| Self {
             kind,

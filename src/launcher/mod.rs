@@ -5,6 +5,7 @@
 //! ([`choice`]), the link to its host (`host_link`, [`reach`]), and the rule when leaving means detaching
 //! ([`leaving`]). Refuses to know what a message means, but for shutdown and interrupt requests.
 
+mod ahead;
 pub mod choice;
 mod frontends;
 mod host_link;

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use serde_json::json;
 
 use super::Shared;
+use super::ahead::Ahead;
 use super::reach::{self, ReachError, Stream};
 use crate::journal::record::{Body, Note, Record};
 use crate::link::{Frame, Hello, Resume};
@@ -95,6 +96,7 @@ impl Subscriber {
         reader: &mut Reader,
         writer: &mut Writer,
     ) -> Follow {
+        let mut ahead = Ahead::new(self.shared.key.clone());
         loop {
             tokio::select! {
                 incoming = reader.recv() => match incoming {
@@ -111,11 +113,13 @@ impl Subscriber {
                     Ok(Some(Incoming::Message(_))) => {}
                     Ok(None) | Err(_) => return Follow::SubscriberGone,
                 },
-                frame = stream.reader.next() => {
+                frame = stream.reader.next_watched(|partial| ahead.see(partial)) => {
                     let mut next = frame;
                     loop {
                         match next {
-                            Ok(Some(Frame::Record { part, record })) => self.on_record(part, record, writer),
+                            Ok(Some(Frame::Record { part, record })) => {
+                                self.on_record(part, record, &mut ahead, writer);
+                            }
                             Ok(Some(Frame::Ended { .. })) => {
                                 let _ = writer.flush().await;
                                 return Follow::SessionEnded;
@@ -129,6 +133,7 @@ impl Subscriber {
                                 };
                             }
                         }
+                        ahead.pass();
                         if writer.queued_bytes() > WRITE_BYTES {
                             break;
                         }
@@ -145,10 +150,10 @@ impl Subscriber {
         }
     }
 
-    fn on_record(&mut self, part: u32, record: Record, writer: &mut Writer) {
+    fn on_record(&mut self, part: u32, record: Record, ahead: &mut Ahead, writer: &mut Writer) {
         (self.place.seq, self.place.part) = (record.seq, part);
         match record.body {
-            Body::Iopub { message, .. } => self.send(&message, writer),
+            Body::Iopub { message, .. } => self.send(&message, ahead, writer),
             Body::Note(Note::Attach {
                 parent, n, session, ..
             }) => {
@@ -166,7 +171,7 @@ impl Subscriber {
         }
     }
 
-    fn send(&self, message: &Message, writer: &mut Writer) {
+    fn send(&self, message: &Message, ahead: &mut Ahead, writer: &mut Writer) {
         let topic: &[u8] = message
             .identities
             .first()
@@ -176,7 +181,7 @@ impl Subscriber {
             .iter()
             .any(|subscribed| topic.starts_with(subscribed))
         {
-            writer.enqueue(&frame::encode(message, &self.shared.key));
+            writer.enqueue(&frame::encode_signed(message, ahead.sign(message)));
         }
     }
 

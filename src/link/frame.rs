@@ -1,6 +1,8 @@
 //! The frames of the link and their encoding: `length u64 | kind u8 | part u32 | body`, little-endian; `length`
 //! counts what follows it. A record's body is as in the journal; all other bodies are JSON.
 
+use std::ops::Range;
+
 use bytes::{Buf, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -135,6 +137,18 @@ impl Frame {
             return Err(LinkError::Malformed(format!("a frame of {length} bytes")));
         }
         Ok(Some(length + 8))
+    }
+
+    /// Where the four dictionaries of the message lie in the frame that begins with `bytes`: they follow one another.
+    /// `None`: not enough of it has come to tell, or it is no frame with a message.
+    pub fn dictionaries(bytes: &[u8]) -> Option<Range<u64>> {
+        if bytes.get(8) != Some(&RECORD_KIND) {
+            return None;
+        }
+        let body = bytes.get(HEAD_BYTES..)?;
+        let range = codec::Head::decode(body).ok()?.dictionaries(body)?;
+        let head = HEAD_BYTES as u64;
+        Some(range.start.checked_add(head)?..range.end.checked_add(head)?)
     }
 
     /// Decodes one whole frame of [`Frame::size`] bytes.

@@ -40,10 +40,20 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
 
     /// The next frame; `None` at the stream's end. Cancelling loses nothing.
     pub async fn next(&mut self) -> Result<Option<Frame>, LinkError> {
+        self.next_watched(|_| {}).await
+    }
+
+    /// As [`LinkReader::next`], and shows `watch` what has come of the frame whenever more of it has: for work on a
+    /// large frame that need not wait for its end, which may never come.
+    pub async fn next_watched(
+        &mut self,
+        mut watch: impl FnMut(&[u8]),
+    ) -> Result<Option<Frame>, LinkError> {
         loop {
             if let Some(frame) = self.buffered()? {
                 return Ok(Some(frame));
             }
+            watch(&self.buffer);
             let missing = match Frame::size(&self.buffer)? {
                 Some(size) => usize::try_from(size)
                     .unwrap_or(usize::MAX)
@@ -126,9 +136,17 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
 
     /// Writes all that waits. Cancelled, it goes on where it was at the next call.
     pub async fn flush(&mut self) -> io::Result<()> {
-        while !self.outgoing.is_empty() {
+        self.flush_but(0).await
+    }
+
+    /// As [`LinkWriter::flush`], but for the last `kept` bytes: a frame without its last byte is none yet for the
+    /// other end.
+    pub async fn flush_but(&mut self, kept: usize) -> io::Result<()> {
+        while self.outgoing.len() > kept {
             let mut slices = [io::IoSlice::new(&[]); SLICES_MAX];
-            let filled = self.outgoing.slices(&mut slices);
+            let filled = self
+                .outgoing
+                .slices_of(self.outgoing.len() - kept, &mut slices);
             let written = self.io.write_vectored(&slices[..filled]).await?;
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());

@@ -330,3 +330,71 @@ fn a_large_frames_memory_is_given_back() {
         assert!(reader.buffer.capacity() <= 2 * READ_BYTES_MAX);
     });
 }
+
+#[test]
+fn a_frame_whose_end_is_held_back_is_none_yet() {
+    block_on(async {
+        let frames = [
+            Frame::Ack { number: 7 },
+            Frame::Ended {
+                reason: "x".repeat(100_000),
+            },
+        ];
+        let whole = encoded(&frames);
+        for kept in [1, 9, 99_999, whole.len()] {
+            let mut bytes = Vec::new();
+            let mut writer = LinkWriter::new(&mut bytes);
+            frames.iter().for_each(|frame| writer.push(frame));
+            writer.flush_but(kept).await.unwrap();
+            assert_eq!(writer.waiting_bytes(), kept);
+            writer.flush_but(kept).await.unwrap();
+            assert_eq!(writer.waiting_bytes(), kept);
+            drop(writer);
+            assert!(bytes == whole[..whole.len() - kept]);
+            let (read, end) = read_all(&bytes[..]).await;
+            if kept < whole.len() {
+                assert_eq!(read, frames[..1]);
+                assert!(matches!(end, Err(LinkError::Torn)));
+            }
+        }
+        let mut bytes = Vec::new();
+        let mut writer = LinkWriter::new(&mut bytes);
+        frames.iter().for_each(|frame| writer.push(frame));
+        writer.flush_but(1).await.unwrap();
+        writer.flush().await.unwrap();
+        drop(writer);
+        assert!(bytes == whole);
+    });
+}
+
+proptest! {
+    #[test]
+    fn the_dictionaries_of_a_frame_are_found_as_soon_as_its_table_is_there(
+        record in record(), cut in any::<prop::sample::Index>(),
+    ) {
+        let frame = Frame::Record { part: 3, record };
+        let bytes = encoded(std::slice::from_ref(&frame));
+        let Frame::Record { record, .. } = frame else { unreachable!() };
+        let expected = match &record.body {
+            Body::Note(_) => None,
+            Body::Request { message, .. } | Body::Reply { message, .. } | Body::Iopub { message, .. } => {
+                Some([&message.header[..], &message.parent_header, &message.metadata, &message.content].concat())
+            }
+        };
+        let range = Frame::dictionaries(&bytes);
+        let found = range.clone().map(|range| bytes[range.start as usize..range.end as usize].to_vec());
+        prop_assert_eq!(found, expected);
+        let early = Frame::dictionaries(&bytes[..cut.index(bytes.len())]);
+        prop_assert!(early.is_none() || early == range);
+    }
+
+    #[test]
+    fn any_bytes_have_dictionaries_or_not(mut bytes in vec(any::<u8>(), 0..300), kind in 3u8..6) {
+        if let Some(byte) = bytes.get_mut(8) {
+            *byte = kind;
+        }
+        if let Some(range) = Frame::dictionaries(&bytes) {
+            prop_assert!(range.start <= range.end);
+        }
+    }
+}

@@ -122,10 +122,15 @@ pub fn decode_trusted(parts: Vec<Bytes>, key: &Key) -> Result<Message, WireError
 
 /// The parts of `message` for the wire, signed. Payloads are shared, not copied.
 pub fn encode(message: &Message, key: &Key) -> Vec<Bytes> {
+    encode_signed(message, key.sign(dicts(message)))
+}
+
+/// As [`encode`], with a signature that was made before ([`Key::signing`]).
+pub fn encode_signed(message: &Message, signature: Bytes) -> Vec<Bytes> {
     let mut parts = Vec::with_capacity(message.identities.len() + 6 + message.buffers.len());
     parts.extend_from_slice(&message.identities);
     parts.push(Bytes::from_static(DELIMITER));
-    parts.push(key.sign(dicts(message)));
+    parts.push(signature);
     parts.extend_from_slice(&[
         message.header.clone(),
         message.parent_header.clone(),

@@ -44,16 +44,16 @@ impl Key {
 
     /// The signature of header, parent_header, metadata and content; empty for an empty key.
     pub fn sign(&self, dicts: [&[u8]; 4]) -> Bytes {
-        let Some(mac) = &self.0 else {
-            return Bytes::new();
-        };
-        let mut hex = [0; HEX_BYTES];
-        let digest = digest(mac, dicts).finalize().into_bytes();
-        for (pair, byte) in hex.chunks_exact_mut(2).zip(digest) {
-            pair[0] = HEX[usize::from(byte >> 4)];
-            pair[1] = HEX[usize::from(byte & 15)];
+        let mut signing = self.signing();
+        for dict in dicts {
+            signing.update(dict);
         }
-        Bytes::copy_from_slice(&hex)
+        signing.finish()
+    }
+
+    /// A signature to be made piece by piece.
+    pub fn signing(&self) -> Signing {
+        Signing(self.0.clone())
     }
 
     /// Whether `signature` is that of these dictionaries; takes the same time wherever it differs. Only lower-case
@@ -64,6 +64,31 @@ impl Key {
             return false;
         };
         digest(mac, dicts).verify(&Array::from(claimed)).is_ok()
+    }
+}
+
+/// A signature in the making: of the dictionaries' bytes one after the other, however they are cut.
+pub struct Signing(Option<Hmac<Sha256>>);
+
+impl Signing {
+    /// What comes next.
+    pub fn update(&mut self, bytes: &[u8]) {
+        if let Some(mac) = &mut self.0 {
+            mac.update(bytes);
+        }
+    }
+
+    /// The signature, as [`Key::sign`] gives it.
+    pub fn finish(self) -> Bytes {
+        let Some(mac) = self.0 else {
+            return Bytes::new();
+        };
+        let mut hex = [0; HEX_BYTES];
+        for (pair, byte) in hex.chunks_exact_mut(2).zip(mac.finalize().into_bytes()) {
+            pair[0] = HEX[usize::from(byte >> 4)];
+            pair[1] = HEX[usize::from(byte & 15)];
+        }
+        Bytes::copy_from_slice(&hex)
     }
 }
 

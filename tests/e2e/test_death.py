@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import pytest
 from cells import Gated, assert_attached
@@ -219,6 +220,39 @@ def test_every_execution_a_frontend_saw_output_of_is_in_the_journal(sandbox: San
     kept = sandbox.cli("logs", session["id"], "1", check=True)[1]
     for line in seen.splitlines():
         assert f"{line}\n" in kept, f"{line!r} was shown and is not in the journal"
+
+
+@pytest.mark.parametrize("megabytes", [0, 30, 90])
+def test_a_large_message_that_the_host_was_killed_over_is_shown_only_if_it_is_kept(sandbox: Sandbox, megabytes: int) -> None:
+    """Its way to the frontend begins while it is written; its last byte must not arrive unless it is in the journal."""
+    size = 150_000_000
+    launcher = sandbox.launch(jupyter_session=str(sandbox.work / "n.ipynb"))
+    client = launcher.client()
+    client.run("1")
+    session = sandbox.session()
+    [journal] = sandbox.state.rglob("journal")
+
+    def written() -> int:
+        return sum(file.stat().st_size for file in journal.glob("*.seg"))
+
+    before = written()
+    running = client.execute(f"import time\nprint('x' * {size}, flush=True)\nwhile True: time.sleep(0.01)")
+    # A finer look than wait_until's: the whole of it takes a fraction of a second.
+    deadline = time.monotonic() + 30
+    while written() - before <= max(megabytes * 1_000_000, 100_000):
+        assert time.monotonic() < deadline, "nothing is written"
+    kill(session["host_pid"])
+    torn = written() - before < size
+    sandbox.wait_session(lambda s: s["host_pid"] not in (None, session["host_pid"]), "a new host", seconds=ADOPT_SECONDS)
+    sandbox.cli("interrupt", session["id"], check=True)
+    client.result(running)
+    shown = max((len(m.content["text"]) for m in client.of(running) if m.type == "stream"), default=0) >= size
+    kept = len(sandbox.cli("logs", session["id"], "2", check=True)[1]) >= size
+    assert kept or not shown, "it was shown and is not in the journal"
+    assert shown or not kept, "it is in the journal and did not arrive"
+    assert torn == (not kept)
+    # The frontend's socket is in order: nothing half sent stands before what comes now.
+    assert client.run("print('after')").text == "after\n"
 
 
 def test_attach_to_a_lost_session_is_honest(sandbox: Sandbox, launcher: Launcher, client: Client) -> None:

@@ -144,10 +144,20 @@ impl Outgoing {
 
     /// Fills `slices` with what comes next; gives how many it filled.
     pub fn slices<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        self.slices_of(self.len(), slices)
+    }
+
+    /// As [`Outgoing::slices`], of the next `bytes` only.
+    pub fn slices_of<'a>(&'a self, mut bytes: usize, slices: &mut [IoSlice<'a>]) -> usize {
         let chunks = self.chunks.iter().map(|c| &c[..]);
         let tail = (!self.tail.is_empty()).then_some(&self.tail[..]);
         let mut filled = 0;
         for (slot, chunk) in slices.iter_mut().zip(chunks.chain(tail)) {
+            if bytes == 0 {
+                break;
+            }
+            let chunk = &chunk[..chunk.len().min(bytes)];
+            bytes -= chunk.len();
             *slot = IoSlice::new(chunk);
             filled += 1;
         }
