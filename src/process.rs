@@ -279,6 +279,18 @@ pub unsafe fn detach() -> io::Result<()> {
     fork()
 }
 
+/// Microseconds on one of the system's clocks that only go forward, such as `CLOCK_MONOTONIC`.
+pub fn clock_micros(clock: libc::clockid_t) -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: `time` is a timespec of ours that the call fills in.
+    let result = unsafe { libc::clock_gettime(clock, &mut time) };
+    debug_assert_eq!(result, 0, "a clock that every Linux has");
+    time.tv_sec as u64 * 1_000_000 + time.tv_nsec as u64 / 1000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -6,15 +6,13 @@ use super::client::command;
 use super::{Exit, Output, duration, find_session};
 use crate::session::event::Command;
 
-/// Move the time at which a session ends by itself: this long from now.
+/// Give a session more time: its lifetime ends so much later, and it does not end for idleness before then.
 #[derive(Debug, clap::Args)]
-#[command(
-    after_help = "No session ends by itself yet: it runs until it is stopped, and there is nothing to extend.\n\nExample:\n  farside extend train 2h"
-)]
+#[command(after_help = "Example:\n  farside extend train 2h")]
 pub struct Args {
     /// Id, beginning of an id, or name
     pub session: String,
-    /// From now, e.g. 90m, 2h30m, 1d
+    /// How much, e.g. 90m, 2h30m, 1d
     #[arg(value_parser = duration)]
     pub duration: Duration,
 }
@@ -24,8 +22,10 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
     let session = find_session(&args.session)?;
     let seconds = args.duration.as_secs();
     let answer = command(&session, "extend", Command::Extend { seconds })?;
-    if let Some(end) = answer["ends_at"].as_str() {
-        out.message(&format!("{} ends at {end}", session.json.name));
+    let ends = answer["text"].as_str().unwrap_or_default();
+    for (i, end) in ends.lines().enumerate() {
+        let label = if i == 0 { "now ends" } else { "or" };
+        out.message(&format!("{} {label} {end}", session.json.name));
     }
     Ok(Exit::Done)
 }

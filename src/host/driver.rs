@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::clients::{self, Admission, Opening, StreamId};
+use super::clocks;
 use super::cursor::Cursor;
 use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
@@ -38,6 +39,13 @@ const TURN_INPUTS_MAX: usize = 512;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
+
+/// The longest wait for a deadline. The system's timers stand still while the machine sleeps, and a lifetime does not:
+/// after waking up it is looked at within this.
+const TICK_EVERY: Duration = Duration::from_secs(30);
+
+/// A tick comes a little after its deadline rather than a little before, when it would be too early.
+const TICK_LATE: Duration = Duration::from_millis(1);
 
 /// What people look at is in status.json at once, but for a session that goes to and fro between busy and idle: then
 /// so often. Shorter than it takes to run `farside ls` and look.
@@ -135,7 +143,8 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let config = crate::config::Config::load(&settings)?.config;
+    let loaded = crate::config::Config::load(&settings)?;
+    let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
     let mut state = recovered
@@ -161,6 +170,12 @@ pub(super) async fn run(
         session_id: session.json.header_session(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         predecessor: elsewhere::predecessor(&session),
+        settings: loaded
+            .values
+            .into_iter()
+            .map(|value| (value.key.to_owned(), value.value))
+            .collect(),
+        boot: clocks::boot_id(),
     };
     let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
     let journal_dir = session.dir.journal();
@@ -244,7 +259,7 @@ impl Driver {
             self.core.state().engine_pid,
             self.core.state().engine_start_time,
         );
-        let effects = self.core.open(std::process::id(), now());
+        let effects = self.core.open(std::process::id(), clocks::now());
         self.take(effects);
         if let (generation, Some(pid), start_time) = engine {
             self.adopt(generation, pid, start_time, gap_from);
@@ -295,6 +310,7 @@ impl Driver {
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         while !self.over {
             let status_due = self.status_due;
+            let tick = self.tick_in();
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
@@ -302,6 +318,7 @@ impl Driver {
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
+                () = tokio::time::sleep(tick) => self.event(Event::Tick),
             }
             let mut shares = Vec::with_capacity(inputs.len());
             for queued in inputs.drain(..) {
@@ -318,8 +335,16 @@ impl Driver {
         Ok(())
     }
 
+    /// How long to wait for the next tick.
+    fn tick_in(&self) -> Duration {
+        let due = self.core.next_deadline(clocks::now());
+        due.map_or(TICK_EVERY, |due| {
+            (Duration::from_micros(due) + TICK_LATE).min(TICK_EVERY)
+        })
+    }
+
     fn event(&mut self, event: Event) {
-        let effects = self.core.handle(event, now());
+        let effects = self.core.handle(event, clocks::now());
         self.take(effects);
     }
 
@@ -334,7 +359,13 @@ impl Driver {
 
     fn input(&mut self, input: Input) {
         match input {
-            Input::Event(event) => self.event(event),
+            Input::Event(event) => {
+                if matches!(event, Event::Usage(_)) {
+                    self.status_due
+                        .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+                }
+                self.event(event);
+            }
             Input::Iopub {
                 generation,
                 messages,
@@ -460,7 +491,7 @@ impl Driver {
 
     fn checkpoint_if_wanted(&mut self) {
         if self.log.wants_checkpoint() {
-            let effects = self.core.checkpoint(now());
+            let effects = self.core.checkpoint(clocks::now());
             self.take(effects);
         }
     }
@@ -777,18 +808,21 @@ impl Driver {
     fn status(&self) -> Status {
         let state = self.core.state();
         let running = state.running();
+        let lifetime = &state.lifetime;
+        let ends = self.core.ends_at(clocks::now());
+        let seconds = |micros: u64| micros as f64 / 1e6;
         Status {
             state: match self.core.session_state() {
                 "starting" => SessionState::Starting,
                 "busy" => SessionState::Busy,
                 "waiting_input" => SessionState::WaitingInput,
-                "ended" => SessionState::Ended,
+                "ended" => SessionState::of_end(state.ended.as_deref().unwrap_or_default()),
                 _ => SessionState::Idle,
             },
             attached: self.clients.len() as u32,
             executions: state.last_n,
             last_activity: (state.last_activity > 0).then_some(state.last_activity),
-            ends_at: None,
+            ends_at: ends.map(|(at, _)| at),
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: self.process,
@@ -798,16 +832,20 @@ impl Driver {
             }),
             busy_since: running.and_then(|(_, execution)| execution.started),
             running: running.map(|(n, _)| n),
-            ends_by: None,
-            code: None,
-            outputs: 0,
-            output_bytes: 0,
-            cpu_seconds: 0.0,
-            cpu_seconds_left: None,
-            memory_bytes: 0,
-            memory_peak_bytes: 0,
-            unresponsive_since: None,
-            engine_end: None,
+            ends_by: ends.map(|(_, kind)| kind.name().to_owned()),
+            code: running.map(|(_, execution)| execution.code.clone()),
+            outputs: state.outputs,
+            output_bytes: state.output_bytes,
+            cpu_seconds: seconds(self.core.cpu()),
+            cpu_seconds_left: self
+                .core
+                .limits()
+                .cpu_budget
+                .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
+            memory_bytes: self.core.memory_bytes(),
+            memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
+            unresponsive_since: lifetime.unresponsive_since,
+            engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
         }
     }

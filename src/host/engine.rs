@@ -377,8 +377,16 @@ impl EngineDriver {
                 tracing::error!("the engine did not bind its sockets in time");
                 output.keeper = self.signal(libc::SIGKILL);
             }
-            Timer::Terminate => output.keeper = self.signal(libc::SIGTERM),
-            Timer::Kill => output.keeper = self.signal(libc::SIGKILL),
+            Timer::Terminate if current.end.is_some() => {}
+            Timer::Kill if current.end.is_some() => {}
+            Timer::Terminate => {
+                output.event = Some(Event::EngineSignalled { signal: "SIGTERM" });
+                output.keeper = self.signal(libc::SIGTERM);
+            }
+            Timer::Kill => {
+                output.event = Some(Event::EngineSignalled { signal: "SIGKILL" });
+                output.keeper = self.signal(libc::SIGKILL);
+            }
             Timer::Drained => output.event = self.drained(),
         }
     }

@@ -7,6 +7,7 @@
 //! commands, `hook` those before an end, `notify` the thread that tells people.
 
 mod clients;
+mod clocks;
 mod cursor;
 mod driver;
 mod elsewhere;

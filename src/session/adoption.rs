@@ -81,7 +81,9 @@ impl Core {
     }
 
     pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
-        self.engine = Engine::Starting;
+        if !matches!(self.engine, Engine::Stopping(_)) {
+            self.engine = Engine::Starting;
+        }
         self.adopted = Some(Adoption {
             probe: String::new(),
             at: self.next_seq(),

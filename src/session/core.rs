@@ -12,12 +12,15 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use serde_json::{Value, json};
 
 use super::adoption::Adoption;
+use super::clock::Now;
 use super::event::{Effect, Event};
 use super::ids::Ids;
+use super::retirement::Retiring;
 use super::state::{Asked, State};
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
+use crate::settings::Config;
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
 
@@ -38,6 +41,10 @@ pub struct Facts {
     pub version: String,
     /// The session before this one, where a person should hear what became of it.
     pub predecessor: Option<Predecessor>,
+    /// Settings that differ from their defaults, by key.
+    pub settings: BTreeMap<String, String>,
+    /// Which boot of the machine this is.
+    pub boot: String,
 }
 
 /// A session that has ended, in the eyes of the one that came after it.
@@ -108,7 +115,17 @@ pub struct Core {
     pub(super) facts: Facts,
     pub(super) state: State,
     pub(super) engine: Engine,
+    /// Wall time of the event that is handled.
     pub(super) now: Micros,
+    /// And the other clocks.
+    pub(super) clocks: Now,
+    /// The settings that hold.
+    pub(super) limits: Config,
+    /// The steps of the end, once it has begun.
+    pub(super) retiring: Option<Retiring>,
+    /// As last sampled; the journal has coarser figures.
+    pub(super) cpu_now: Micros,
+    pub(super) memory_bytes: u64,
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
@@ -139,10 +156,15 @@ impl Core {
             },
         };
         Self {
+            limits: Self::merged(&facts, &state),
             facts,
             state,
             engine,
             now: 0,
+            clocks: Now::from(0),
+            retiring: None,
+            cpu_now: 0,
+            memory_bytes: 0,
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),
@@ -157,13 +179,14 @@ impl Core {
         }
     }
 
-    /// Takes one event in at wall time `now`; the effects are to be carried out in order.
-    pub fn handle(&mut self, event: Event, now: Micros) -> Vec<Effect> {
-        self.now = now;
+    /// Takes one event in; the effects are to be carried out in order.
+    pub fn handle(&mut self, event: Event, now: impl Into<Now>) -> Vec<Effect> {
+        self.set_clocks(now.into());
         if self.state.ended.is_some() {
             self.after_the_end(event);
             return std::mem::take(&mut self.effects);
         }
+        self.compare_clocks(self.clocks);
         match event {
             Event::ClientAttached { client, kind, pid } => {
                 self.note(Note::ClientAttached { client, kind, pid })
@@ -212,24 +235,32 @@ impl Core {
                 client,
                 command,
             } => self.on_command(id, client, command),
-            Event::Tick
-            | Event::Usage(_)
-            | Event::Health { .. }
-            | Event::HookEnded { .. }
-            | Event::EngineSignalled { .. } => {}
+            Event::Tick => self.on_tick(self.clocks),
+            Event::Usage(usage) => self.on_usage(usage),
+            Event::Health {
+                generation,
+                responsive,
+            } => {
+                if generation == self.state.generation {
+                    self.on_health(responsive);
+                }
+            }
+            Event::HookEnded { outcome } => self.on_hook_ended(&outcome),
+            Event::EngineSignalled { signal } => self.on_engine_signalled(signal),
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
                 self.journal_failing = false;
                 let why = "the journal could not be written".into();
                 self.note(Note::Gap {
                     from,
-                    until: now,
+                    until: self.now,
                     why,
                 });
                 // A host that comes after us must not go on from what the journal had before.
                 self.note_checkpoint();
             }
         }
+        self.go_on_retiring();
         std::mem::take(&mut self.effects)
     }
 
@@ -242,8 +273,8 @@ impl Core {
     }
 
     /// The first records of a host: of a session that begins here, and of every host.
-    pub fn open(&mut self, pid: u32, now: Micros) -> Vec<Effect> {
-        self.now = now;
+    pub fn open(&mut self, pid: u32, now: impl Into<Now>) -> Vec<Effect> {
+        self.set_clocks(now.into());
         if self.next_seq == 1 {
             let Facts {
                 id, name, engine, ..
@@ -252,7 +283,9 @@ impl Core {
         }
         let version = self.facts.version.clone();
         self.note(Note::HostStarted { pid, version });
+        self.compare_clocks(self.clocks);
         self.take_over();
+        self.resume_ending();
         if self.state.generation == 0 {
             self.start_engine();
         }
@@ -260,12 +293,17 @@ impl Core {
     }
 
     /// The state as a record that recovery can begin at.
-    pub fn checkpoint(&mut self, now: Micros) -> Vec<Effect> {
-        self.now = now;
+    pub fn checkpoint(&mut self, now: impl Into<Now>) -> Vec<Effect> {
+        self.set_clocks(now.into());
         if self.state.ended.is_none() {
             self.note_checkpoint();
         }
         std::mem::take(&mut self.effects)
+    }
+
+    fn set_clocks(&mut self, now: Now) {
+        self.clocks = now;
+        self.now = now.wall;
     }
 
     fn note_checkpoint(&mut self) {

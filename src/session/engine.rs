@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 
 use super::core::{Core, Engine, Then};
-use super::event::Effect;
+use super::event::{Effect, NotifyOn};
 use super::state::{Asked, OpenBusy, RequestName, Told, is_idle};
 use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Note, ProcessEnd};
 use crate::wire::message::with_session_id;
@@ -189,6 +189,7 @@ impl Core {
         }
         if self.state.live.contains_key(&n) {
             self.execution_state(n, ExecutionState::WaitingInput, None);
+            self.notify_input(n);
         }
         for attachment in self.state.attachments.clone() {
             if attachment.n == n {
@@ -256,7 +257,17 @@ impl Core {
             Told::Nothing => state == ExecutionState::Aborted,
         };
         if done {
-            self.finish(n, state, None);
+            let by_us = self.retiring.is_some().then(|| {
+                format!(
+                    "interrupted at the session's end ({})",
+                    self.ending_reason()
+                )
+            });
+            self.finish(
+                n,
+                state,
+                by_us.filter(|_| state == ExecutionState::Interrupted),
+            );
         }
     }
 
@@ -272,6 +283,7 @@ impl Core {
             .live
             .get(&n)
             .and_then(|execution| execution.reply.clone());
+        self.notify_finished(n, state);
         self.execution_state(n, state, reason);
         let content = reply
             .and_then(|reply| serde_json::from_str(&reply).ok())
@@ -317,6 +329,8 @@ impl Core {
             // The outbox holds what came since the restart was asked for: it is for the new one.
             Engine::Stopping(Then::Restart) => self.start_engine(),
             Engine::Stopping(Then::End(reason)) => self.ended(reason),
+            // It did not wait for the end's last step.
+            _ if self.retiring.is_some() => self.engine_gone(&format!("the engine {why}")),
             Engine::Connected if self.nothing_was_begun() => {
                 self.begin_anew(&format!("the engine {why}"))
             }
@@ -357,6 +371,10 @@ impl Core {
         };
         self.outbox.clear();
         self.answer_restarts(Err(why));
+        if self.retiring.is_none() {
+            let text = format!("{}: {why}", self.facts.name);
+            self.notify(NotifyOn::EngineDied, text, |_| {});
+        }
         let ename = "EngineDied";
         let evalue =
             format!("{why}. Its variables are gone; the next execution starts a new engine.");

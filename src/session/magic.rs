@@ -11,7 +11,10 @@ pub const HELP: &str = "\
                                (no argument: the running one, else the last one)
 %farside attach SESSION:N      the same of a session that has ended (SESSION: its last one)
 %farside history [SESSION]     the executions of this session, or of another
-%farside extend DURATION       move the session's end, where it has one (today: none has)
+%farside extend DURATION       give the session more time, as in `%farside extend 2h`
+%farside set [KEY VALUE]       change a setting for this session, as in `%farside set idle_timeout 8h`
+                               (nothing: show the settings)
+%farside notify [on|off]       tell me when what runs (or runs next) is over, or do not
 %farside retire                end this session and its engine; the outputs stay readable
 %farside help                  this text
 ";
@@ -27,6 +30,17 @@ pub enum Magic {
     History(Option<String>),
     /// Move the end by so many seconds.
     Extend(u64),
+    /// Show what `set` can change.
+    ShowSettings,
+    /// Change a setting.
+    Set {
+        /// Which.
+        key: String,
+        /// To what.
+        value: String,
+    },
+    /// Whether to tell of the end of what runs.
+    Notify(bool),
     /// End the session.
     Retire,
     /// Show the help.
@@ -55,8 +69,8 @@ pub fn leaves_console(code: &str) -> bool {
     matches!(code.trim(), "exit" | "exit()" | "quit" | "quit()")
 }
 
-fn parse(words: &str) -> Result<Magic, String> {
-    let words: Vec<&str> = words.split_whitespace().collect();
+fn parse(line: &str) -> Result<Magic, String> {
+    let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [] | ["help"] => Ok(Magic::Help),
         ["status"] => Ok(Magic::Status),
@@ -68,9 +82,29 @@ fn parse(words: &str) -> Result<Magic, String> {
         ["extend", duration] => parse_duration(duration)
             .map(|duration| Magic::Extend(duration.as_secs()))
             .ok_or_else(|| format!("%farside extend takes {DURATION_FORM}, not `{duration}`")),
+        ["notify"] | ["notify", "on"] => Ok(Magic::Notify(true)),
+        ["notify", "off"] => Ok(Magic::Notify(false)),
+        ["set"] => Ok(Magic::ShowSettings),
+        ["set", _] => Err(
+            "%farside set takes a setting and its value, such as `%farside set idle_timeout 8h`."
+                .into(),
+        ),
+        // A command is a value too: the rest of the line as it is, or nothing ('') to take it away.
+        ["set", key, ..] => {
+            let value = line.split_once(key).map_or("", |(_, value)| value).trim();
+            let value = if matches!(value, "''" | "\"\"") {
+                ""
+            } else {
+                value
+            };
+            Ok(Magic::Set {
+                key: (*key).to_owned(),
+                value: value.to_owned(),
+            })
+        }
         ["extend"] => Err("%farside extend takes a duration, such as `%farside extend 2h`.".into()),
         [
-            command @ ("help" | "status" | "history" | "retire" | "attach" | "extend"),
+            command @ ("help" | "status" | "history" | "retire" | "attach" | "extend" | "notify"),
             ..,
         ] => Err(format!(
             "too many words after `%farside {command}`. `%farside help` shows how it is used."

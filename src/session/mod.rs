@@ -5,13 +5,16 @@
 
 mod adoption;
 mod attach;
+pub mod clock;
 pub mod core;
 mod engine;
 pub mod event;
 pub mod ids;
+pub mod lifetime;
 pub mod magic;
 pub mod outputs;
 mod requests;
+mod retirement;
 pub mod state;
 mod text;
 pub mod view;

@@ -8,8 +8,9 @@ use serde_json::{Value, json};
 use super::attach::wanted_attachment;
 use super::core::{Core, Engine, Lookup, Then};
 use super::engine::error_content;
-use super::event::{Answer, CONSOLE_KIND, Command, Effect, ExecutionSummary, Query};
+use super::event::{Answer, CONSOLE_KIND, Command, Effect, ExecutionSummary, NotifyOn, Query};
 use super::magic::{self, Magic};
+use super::retirement::Retiring;
 use super::state::Asked;
 use super::text;
 use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
@@ -22,18 +23,6 @@ pub(super) const LIST_MAX: usize = 1000;
 struct ExecuteRequest<'a> {
     #[serde(borrow)]
     code: Cow<'a, str>,
-}
-
-/// Whether a person executes: what frontends run by themselves is silent or leaves no history.
-fn is_persons(content: &[u8]) -> bool {
-    #[derive(Deserialize)]
-    struct Kind {
-        #[serde(default)]
-        silent: bool,
-        store_history: Option<bool>,
-    }
-    serde_json::from_slice::<Kind>(content)
-        .is_ok_and(|kind| !kind.silent && kind.store_history != Some(false))
 }
 
 /// The code of an execute_request; `None` where its content is not what the protocol says.
@@ -102,8 +91,7 @@ impl Core {
             return;
         };
         if let Some(command) = magic::command_in(&code) {
-            let asked = Asked::new(client, Channel::Shell, &message);
-            self.on_magic(asked, message, command);
+            self.on_magic(client, message, command);
             return;
         }
         if magic::leaves_console(&code)
@@ -121,7 +109,15 @@ impl Core {
             self.attach(client, message, target);
             return;
         }
-        let by_person = is_persons(&message.content);
+        if self.state.lifetime.ending.is_some() {
+            self.refuse_at_the_end(client, message);
+            return;
+        }
+        self.execute(client, message);
+    }
+
+    /// Gives code to the engine, which is started if there is none.
+    pub(super) fn execute(&mut self, client: ClientId, message: Message) -> ExecutionNumber {
         let n = self.state.last_n + 1;
         let absent = match &self.engine {
             Engine::Absent { why } => Some(why.clone()),
@@ -135,8 +131,14 @@ impl Core {
             execution: n,
             message,
         });
+        let by_person = self
+            .state
+            .live
+            .get(&n)
+            .is_some_and(|execution| execution.by_person);
         if by_person {
             self.say_what_was_before(n);
+            self.say_notices(n);
         }
         if let Some(why) = absent {
             if let Some(why) = why {
@@ -145,6 +147,7 @@ impl Core {
             self.start_engine();
         }
         self.ask_engine(Channel::Shell, engine_message);
+        n
     }
 
     /// SIGINT, but not to an engine that is still starting: nothing of ours runs in it, and it would die of it.
@@ -184,6 +187,19 @@ impl Core {
         let content = json!({ "name": "stderr", "text": text });
         self.publish(None, n, "stream", &header, &content);
         self.note(Note::PredecessorTold { session });
+    }
+
+    /// As the engine wants to be interrupted, with nobody to hear of it.
+    pub(super) fn interrupt_by_any_means(&mut self) {
+        if self.facts.interrupt_by_message {
+            let request = self.message("interrupt_request", "{}", &json!({}));
+            // Nobody knows of it, so nobody is to hear what the engine says to it.
+            self.probes
+                .extend(request.header().map(|header| header.msg_id.into_owned()));
+            self.ask_engine(Channel::Control, request);
+        } else {
+            self.interrupt_engine();
+        }
     }
 
     fn forward(&mut self, client: ClientId, channel: Channel, message: Message) {
@@ -286,8 +302,18 @@ impl Core {
         });
     }
 
-    /// Ends the session: first the engine, then the rest.
+    /// Somebody ends the session, now.
     pub(super) fn end(&mut self, reason: String, now: bool) {
+        self.note(Note::Ending {
+            reason: reason.clone(),
+            retire: false,
+        });
+        self.retiring = Some(Retiring::Stopping);
+        self.stop_for_good(reason, now);
+    }
+
+    /// First the engine, then the rest.
+    pub(super) fn stop_for_good(&mut self, reason: String, now: bool) {
         match &mut self.engine {
             Engine::Absent { .. } => self.ended(reason),
             Engine::Stopping(Then::End(_)) if !now => {}
@@ -312,6 +338,12 @@ impl Core {
         self.close_statuses(|_| true);
         self.fail_executions("SessionEnded", &evalue, ExecutionState::Interrupted);
         self.fail_pending("SessionEnded", &evalue, |_| true);
+        if !reason.starts_with("stopped") && !reason.starts_with("shutdown") {
+            let text = format!("session {} has ended: {reason}", self.facts.name);
+            self.notify(NotifyOn::Ended, text, |notification| {
+                notification.reason = Some(reason.clone());
+            });
+        }
         self.note(Note::SessionEnded { reason });
         self.effect(Effect::End);
     }
@@ -357,12 +389,17 @@ impl Core {
         self.ask_engine(Channel::Stdin, engine_message);
     }
 
-    fn on_magic(&mut self, asked: Asked, message: Message, command: Result<Magic, String>) {
+    fn on_magic(&mut self, client: ClientId, message: Message, command: Result<Magic, String>) {
+        if let Ok(Magic::Attach(selector)) = command {
+            self.attach(client, message, selector);
+            return;
+        }
+        // Recorded as what a person did.
+        let asked = self.wait(client, Channel::Shell, message);
         match command {
             Err(usage) => self.magic_error(&asked, "FarsideUsageError", &usage),
-            Ok(Magic::Attach(target)) => self.attach(asked.client, message, target),
+            Ok(Magic::Attach(_)) => {}
             Ok(Magic::History(session)) => {
-                let asked = self.wait(asked.client, Channel::Shell, message);
                 let query = Query::History {
                     session: self.other_session(session),
                     limit: LIST_MAX,
@@ -374,19 +411,30 @@ impl Core {
                 self.magic_answer(&asked, &status);
             }
             Ok(Magic::Help) => self.magic_answer(&asked, magic::HELP),
-            Ok(Magic::Extend(_)) => {
-                self.magic_error(
-                    &asked,
-                    "FarsideError",
-                    "this session has no end that could be moved: it runs until it is retired",
-                );
+            Ok(Magic::Extend(seconds)) => {
+                let answer = self
+                    .extend(seconds)
+                    .map(|ends| format!("the session now ends {ends}"));
+                self.magic_result(&asked, answer);
+            }
+            Ok(Magic::ShowSettings) => {
+                let settings = self.describe_settings();
+                self.magic_answer(&asked, &settings);
+            }
+            Ok(Magic::Set { key, value }) => {
+                let answer = self.set(&key, &value);
+                self.magic_result(&asked, answer);
+            }
+            Ok(Magic::Notify(on)) => {
+                let answer = self.set_notify(on);
+                self.magic_result(&asked, answer);
             }
             Ok(Magic::Retire) => {
                 self.magic_answer(
                     &asked,
                     "The session ends now. Its outputs stay: see `farside ls --all`.\n",
                 );
-                self.end("stopped: %farside retire".into(), false);
+                self.retire("stopped: %farside retire".into());
             }
         }
     }
@@ -414,6 +462,13 @@ impl Core {
         );
         self.reply(asked, 0, "execute_reply", &content);
         self.answered(asked);
+    }
+
+    fn magic_result(&mut self, asked: &Asked, result: Result<String, String>) {
+        match result {
+            Ok(text) => self.magic_answer(asked, &text),
+            Err(why) => self.magic_error(asked, "FarsideError", &why),
+        }
     }
 
     pub(super) fn magic_error(&mut self, asked: &Asked, ename: &str, evalue: &str) {
@@ -503,20 +558,10 @@ impl Core {
             }
             Command::Interrupt => {
                 self.note(Note::Interrupted);
-                if self.facts.interrupt_by_message {
-                    let request = self.message("interrupt_request", "{}", &json!({}));
-                    // Nobody knows of it, so nobody is to hear what the engine says to it.
-                    self.probes
-                        .extend(request.header().map(|header| header.msg_id.into_owned()));
-                    self.ask_engine(Channel::Control, request);
-                } else {
-                    self.interrupt_engine();
-                }
+                self.interrupt_by_any_means();
                 json!({ "ok": true })
             }
-            Command::Extend { .. } => {
-                json!({ "ok": false, "error": "this session has no end that could be moved: it runs until it is stopped" })
-            }
+            Command::Extend { seconds } => self.extend_answer(seconds),
         };
         self.effect(Effect::Reply { id, client, answer });
     }

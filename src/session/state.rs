@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
@@ -27,6 +28,9 @@ const SEEN_MAX: usize = 2048;
 /// How many open `busy`s beside those of executions are known: one for each of the engine's threads, and one for each
 /// attachment. Past it a death could leave one of them shown as busy.
 const BUSY_MAX: usize = 256;
+
+/// How much of an execution's code is remembered, to show it.
+const CODE_CHARS_MAX: usize = 100;
 
 /// See the module.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
@@ -70,6 +74,18 @@ pub struct State {
     /// A person was told what became of the session before this one.
     #[serde(default)]
     pub predecessor_told: bool,
+    /// Messages of output so far, and their bytes.
+    #[serde(default)]
+    pub outputs: u64,
+    /// See `outputs`.
+    #[serde(default)]
+    pub output_bytes: u64,
+    /// How the last engine ended, where it has.
+    #[serde(default)]
+    pub engine_end: Option<String>,
+    /// When it is to end by itself, and whether it has begun to.
+    #[serde(default)]
+    pub lifetime: Lifetime,
     /// Set once: why the session ended.
     pub ended: Option<String>,
 }
@@ -127,6 +143,12 @@ pub struct Execution {
     pub failed: bool,
     /// Somebody interrupted the engine while it ran.
     pub interrupted: bool,
+    /// A person asked for it, not a frontend by itself: it is neither silent nor kept out of the history.
+    #[serde(default)]
+    pub by_person: bool,
+    /// The beginning of its code.
+    #[serde(default)]
+    pub code: String,
 }
 
 /// A `busy` that no `idle` has followed yet.
@@ -292,8 +314,13 @@ impl State {
         if channel == Channel::Stdin {
             if header.msg_type == "input_reply" {
                 self.input = None;
+                self.lifetime.not_idle(record.time);
             }
             return;
+        }
+        let code = Code::of(&message.content);
+        if code.by_person && header.msg_type == "execute_request" {
+            self.lifetime.not_idle(record.time);
         }
         if n == 0 {
             // What is no request (comm_msg) gets no reply.
@@ -328,6 +355,8 @@ impl State {
             told: Told::Nothing,
             failed: false,
             interrupted: false,
+            by_person: code.by_person,
+            code: code.beginning(),
         };
         self.live.insert(n, execution);
     }
@@ -449,8 +478,17 @@ impl State {
                 if let Some(execution) = self.live.get_mut(&n) {
                     execution.failed = true;
                 }
+                self.count_output(client, message);
             }
-            _ => {}
+            "execute_input" => {}
+            _ => self.count_output(client, message),
+        }
+    }
+
+    fn count_output(&mut self, client: Option<ClientId>, message: &Message) {
+        if client.is_none() {
+            self.outputs += 1;
+            self.output_bytes += message.size_bytes() as u64;
         }
     }
 
@@ -473,6 +511,7 @@ impl State {
     }
 
     fn apply_note(&mut self, time: Micros, note: &Note) {
+        self.lifetime.apply(time, note);
         match note {
             Note::EngineStarted {
                 generation,
@@ -485,11 +524,13 @@ impl State {
                 self.info = None;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
-            Note::EngineEnded { .. } => {
+            Note::EngineEnded { why, .. } => {
+                self.engine_end = Some(why.clone());
                 self.engine_pid = None;
                 self.input = None;
             }
             Note::ClientAttached { client, kind, pid } => {
+                self.lifetime.not_idle(time);
                 self.clients.insert(
                     *client,
                     Client {
@@ -499,6 +540,7 @@ impl State {
                 );
             }
             Note::ClientDetached { client, .. } => {
+                self.lifetime.not_idle(time);
                 self.clients.remove(client);
                 self.attachments
                     .retain(|attachment| attachment.asked.client != *client);
@@ -538,8 +580,8 @@ impl State {
             }),
             Note::PredecessorTold { .. } => self.predecessor_told = true,
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
-            Note::SessionStarted { .. }
-            | Note::HostStarted { .. }
+            Note::SessionStarted { .. } => self.lifetime.begin(time),
+            Note::HostStarted { .. }
             | Note::Gap { .. }
             | Note::Checkpoint { .. }
             | Note::Clock { .. }
@@ -556,6 +598,13 @@ impl State {
     }
 
     fn apply_execution_state(&mut self, time: Micros, n: ExecutionNumber, state: ExecutionState) {
+        let by_person = self
+            .live
+            .get(&n)
+            .is_none_or(|execution| execution.by_person);
+        if by_person {
+            self.lifetime.not_idle(time);
+        }
         if state.is_final() {
             self.live.remove(&n);
             if self.input.as_ref().is_some_and(|input| input.n == n) {
@@ -604,6 +653,46 @@ impl Asked {
         (self.client, self.channel, &self.identities).hash(&mut hasher);
         RequestName::of_text(&self.header).hash(&mut hasher);
         hasher.finish()
+    }
+}
+
+/// What an execute_request says of itself.
+#[derive(Deserialize)]
+struct Code<'a> {
+    #[serde(borrow, default)]
+    code: std::borrow::Cow<'a, str>,
+    #[serde(default)]
+    silent: bool,
+    #[serde(default = "yes")]
+    store_history: bool,
+    #[serde(skip)]
+    by_person: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl<'a> Code<'a> {
+    /// Of an execute_request's content. One that was too large for recovery counts as a person's.
+    fn of(content: &'a [u8]) -> Self {
+        let code = serde_json::from_slice::<Self>(content).unwrap_or(Self {
+            code: "".into(),
+            silent: false,
+            store_history: true,
+            by_person: true,
+        });
+        Self {
+            by_person: !code.silent && code.store_history,
+            ..code
+        }
+    }
+
+    /// Its first line that says something, and not more than a table has room for.
+    fn beginning(&self) -> String {
+        let line = self.code.lines().find(|line| !line.trim().is_empty());
+        let line = line.unwrap_or_default().trim();
+        line.chars().take(CODE_CHARS_MAX).collect()
     }
 }
 

@@ -1,11 +1,13 @@
 //! What `%farside status` and `%farside history` print, and the JSON of lists.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::core::{Core, Predecessor};
 use super::event::ExecutionSummary;
+use crate::duration::format_duration;
 use crate::journal::record::Micros;
 use crate::wire::message::iso8601;
 
@@ -28,6 +30,26 @@ pub(super) fn status(core: &Core) -> String {
         }
     );
     let _ = writeln!(text, "state      {}", core.session_state());
+    if let Some(since) = state.lifetime.unresponsive_since {
+        let _ = writeln!(
+            text,
+            "           its heartbeat does not answer, since {}",
+            clock_time(since)
+        );
+    }
+    for (i, end) in core.describe_ends().lines().enumerate() {
+        let label = if i == 0 { "ends" } else { "" };
+        let _ = writeln!(text, "{label:<10} {end}");
+    }
+    if core.cpu() > 0 {
+        let _ = writeln!(
+            text,
+            "used       {} of CPU time, {} of memory now, {} at most",
+            span(core.cpu()),
+            size(core.memory_bytes()),
+            size(state.lifetime.used.peak_bytes.max(core.memory_bytes()))
+        );
+    }
     let _ = writeln!(text, "executions {}", state.last_n);
     for (n, execution) in &state.live {
         let since = execution
@@ -137,8 +159,44 @@ fn first_line(code: &str) -> String {
     }
 }
 
+/// `14:05 UTC`.
+pub(super) fn clock_time(time: Micros) -> String {
+    format!("{} UTC", &iso8601(time)[11..16])
+}
+
+/// As a limit is written: `1h30m`, `45s`, `24h`. Minutes and more to the minute, two days and more in days.
+pub(super) fn span_long(micros: Micros) -> String {
+    const DAY: u64 = 86_400;
+    let seconds = micros.saturating_add(500_000) / 1_000_000;
+    let shown = if seconds < 120 {
+        seconds
+    } else {
+        seconds.saturating_add(30) / 60 * 60
+    };
+    let format = |seconds| format_duration(Duration::from_secs(seconds));
+    match shown {
+        DAY..172_800 => {
+            let hours = format!("{}h", shown / 3600);
+            match shown % 3600 {
+                0 => hours,
+                rest => hours + &format(rest),
+            }
+        }
+        _ => format(shown),
+    }
+}
+
+/// `12.3 MB`.
+fn size(bytes: u64) -> String {
+    match bytes {
+        0..1_000_000 => format!("{} kB", bytes / 1000),
+        1_000_000..1_000_000_000 => format!("{:.1} MB", bytes as f64 / 1e6),
+        _ => format!("{:.1} GB", bytes as f64 / 1e9),
+    }
+}
+
 /// `850 ms`, `12.3 s`, `4 min 05 s`, `3 h 12 min`.
-fn span(micros: Micros) -> String {
+pub(super) fn span(micros: Micros) -> String {
     let seconds = micros / 1_000_000;
     match seconds {
         0 => format!("{} ms", micros / 1000),

@@ -120,6 +120,16 @@ pub enum SessionState {
 }
 
 impl SessionState {
+    /// Of a session that ended for this reason: it retired, or somebody ended it.
+    pub fn of_end(reason: &str) -> Self {
+        let retired = ["idle", "lifetime", "budget"];
+        if retired.iter().any(|word| reason.starts_with(word)) {
+            Self::Retired
+        } else {
+            Self::Ended
+        }
+    }
+
     /// The name in `--json` and tables.
     pub fn name(self) -> &'static str {
         match self {

@@ -303,8 +303,8 @@ fn a_shutdown_ends_the_session_and_nothing_follows() {
         replies(&mut b, a),
         [
             "control a2 shutdown_reply ok",
+            "shell a3 execute_reply SessionEnding",
             "shell a1 execute_reply SessionEnded",
-            "shell a3 execute_reply SessionEnded",
             "shell a4 complete_reply SessionEnded",
         ]
     );

@@ -4,5 +4,6 @@ mod attaching;
 mod bench;
 mod deaths;
 mod requests;
+mod retirement;
 mod simulation;
 mod takeover;

@@ -99,10 +99,13 @@ impl Simulation {
             }
             Effect::StopEngine { .. } => match &mut self.engine {
                 Some(engine) => engine.stopping = true,
+                // A new host does not know yet that it has died meanwhile; it will hear.
+                None if self.core.state().engine_pid.is_some() => {}
                 None => panic!("no engine to stop: the session would wait for ever"),
             },
             Effect::Query(id, query) => self.queries.push((id, query)),
-            Effect::Reply { .. } | Effect::RunHook { .. } | Effect::Notify { .. } => {}
+            Effect::Reply { .. } | Effect::Notify { .. } => {}
+            Effect::RunHook { .. } => self.hook_runs = true,
             Effect::End => {
                 self.over = true;
                 assert!(matches!(

@@ -139,6 +139,7 @@ struct Simulation {
     over: bool,
     engine_died: bool,
     host_died: bool,
+    hook_runs: bool,
     calm: bool,
 }
 
@@ -168,6 +169,7 @@ impl Simulation {
             over: false,
             engine_died: false,
             host_died: false,
+            hook_runs: false,
             calm: false,
         }
     }
