@@ -109,6 +109,15 @@ def test_top_leaves_the_terminal_as_it_was(sandbox: Sandbox, way: bytes | signal
     screen.end()
 
 
+def test_top_ends_with_its_terminal(sandbox: Sandbox) -> None:
+    """A closed window: reads and writes fail from now on, those of error messages too."""
+    screen = Screen(sandbox)
+    screen.expect("quit")
+    os.close(screen.slave)
+    os.close(screen.master)
+    assert screen.process.wait(END_SECONDS) in (OK, FAILED), "no panic, and no loop"
+
+
 def test_top_without_a_terminal(sandbox: Sandbox) -> None:
     code, out, err = sandbox.cli("top")
     assert (code, out) == (USAGE, "") and "--once" in err and "farside ls" in err

@@ -1,6 +1,7 @@
 //! The loop of `farside top`: looks, draws, and puts the terminal back as it was, whatever ends it.
 
 use std::io;
+use std::mem::ManuallyDrop;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -28,8 +29,10 @@ pub fn run(sessions: &Sessions, colour: bool) -> anyhow::Result<()> {
         let mut hangup = signal(SignalKind::hangup())?;
         let _restored = Restored;
         // It also restores the terminal in a panic, before the panic's message.
-        let mut terminal = ratatui::try_init()
+        let terminal = ratatui::try_init()
             .context("this terminal cannot be drawn on; use --once, or `farside ls`")?;
+        // Its own drop complains on stderr, and where the terminal has gone, so has that: a panic in a drop.
+        let mut terminal = ManuallyDrop::new(terminal);
         let mut events = read_events()?;
         let mut look = tokio::time::interval(REFRESH);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
