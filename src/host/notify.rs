@@ -4,6 +4,8 @@
 //! Owns tries, time-outs and what is said in the log; decides nothing about what is worth telling.
 //! Invariant: no secret that a URL may hold (its path included) gets into the log.
 
+mod delivery;
+mod shape;
 #[cfg(test)]
 mod tests;
 
@@ -14,22 +16,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use serde::Serialize;
 use tokio::sync::oneshot;
 
+use self::delivery::{deliver, is_url, shown_url};
+use self::shape::Shape;
 use super::hook;
-use super::shell::{self, ShellCommand, StopSignal, Stopper};
+use super::shell::{self, Stopper};
 use crate::session::event::Notification;
-use crate::state_dir::{Session, iso};
+use crate::state_dir::Session;
 
 /// Notifications that may wait, while a server does not answer. Past it the oldest is dropped: the newest says most.
 const WAITING_MAX: usize = 64;
-
-/// Of a text or of code, so many characters go out: a line or two is meant, and an environment has a bound.
-const TEXT_CHARS_MAX: usize = 4000;
-
-/// Of what a failed command said, so much goes to the log.
-const LOGGED_CHARS_MAX: usize = 500;
 
 /// A limit beyond the last one, in which the thread notices that it is over.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -278,201 +275,5 @@ fn existing(cwd: &Path) -> PathBuf {
         cwd.to_owned()
     } else {
         PathBuf::from("/")
-    }
-}
-
-/// Whether `notify` means a URL rather than a command.
-fn is_url(to: &str) -> bool {
-    ["http://", "https://"].iter().any(|scheme| {
-        to.get(..scheme.len())
-            .is_some_and(|start| start.eq_ignore_ascii_case(scheme))
-    })
-}
-
-/// Scheme and host. User info, path and query can each be what lets one in.
-fn shown_url(url: &str) -> String {
-    let (scheme, rest) = url.split_once("://").unwrap_or(("", url));
-    let end = rest.find(['/', '?', '#', '\\']).unwrap_or(rest.len());
-    let host = rest[..end].rsplit('@').next().unwrap_or_default();
-    let more = if end < rest.len() { "/..." } else { "" };
-    format!("{scheme}://{host}{more}")
-}
-
-fn deliver(job: &Job, policy: &Policy, queue: &Queue, stop: &StopSignal) -> Result<(), String> {
-    const NO_TIME: &str = "the session is over, and its time for this is up";
-    match &job.to {
-        Target::Command { command, cwd, env } => {
-            let command = ShellCommand {
-                command: command.clone(),
-                cwd: cwd.clone(),
-                env: env.clone(),
-                stdin: Some(format!("{}\n", job.json).into_bytes()),
-                limit: queue.allowed(policy.command_limit).ok_or(NO_TIME)?,
-            };
-            let ended = shell::run(&command, stop);
-            if ended.is_success() {
-                Ok(())
-            } else {
-                Err(cut(&ended.to_string(), LOGGED_CHARS_MAX))
-            }
-        }
-        Target::Url(url) => {
-            let mut pauses = policy.pauses.iter();
-            for tried in 1.. {
-                let limit = queue.allowed(policy.try_limit).ok_or(NO_TIME)?;
-                let failure = match post(url, &job.json, limit) {
-                    Ok(()) => return Ok(()),
-                    Err(failure) => failure,
-                };
-                match (failure, pauses.next()) {
-                    (Failure::Final(why), _) => return Err(why),
-                    (Failure::Passing(why), None) => {
-                        return Err(format!("{why}; tried {tried} times"));
-                    }
-                    (Failure::Passing(why), Some(&pause)) => {
-                        tracing::info!(to = shown_url(url), "notify: {why}; will be tried again");
-                        queue.pause(pause, policy.last_pause);
-                    }
-                }
-            }
-            Ok(())
-        }
-    }
-}
-
-/// What came of one try, in words without the URL.
-#[derive(Debug)]
-enum Failure {
-    /// It may go better later.
-    Passing(String),
-    /// It will not.
-    Final(String),
-}
-
-fn post(url: &str, json: &str, limit: Duration) -> Result<(), Failure> {
-    use ureq::tls::{RootCerts, TlsConfig};
-    // A new one for each: notifications are rare, and a connection kept open for the next would be closed by then.
-    let agent = ureq::Agent::config_builder()
-        .timeout_global(Some(limit))
-        .http_status_as_error(false)
-        // A POST that is sent elsewhere becomes a GET, or is sent where nobody meant it to go.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("farside/", env!("CARGO_PKG_VERSION")))
-        .tls_config(
-            TlsConfig::builder()
-                .root_certs(RootCerts::PlatformVerifier)
-                .build(),
-        )
-        .build()
-        .new_agent();
-    let answer = agent
-        .post(url)
-        .content_type("application/json")
-        .send(json)
-        .map_err(|error| failure(&error, limit))?;
-    match answer.status().as_u16() {
-        200..=299 => Ok(()),
-        status @ (408 | 429 | 500..=599) => {
-            Err(Failure::Passing(format!("the server answered {status}")))
-        }
-        status @ 300..=399 => Err(Failure::Final(format!(
-            "the server answered {status}: it wants another URL; give that one to `notify`"
-        ))),
-        status => Err(Failure::Final(format!("the server answered {status}"))),
-    }
-}
-
-fn failure(error: &ureq::Error, limit: Duration) -> Failure {
-    match error {
-        // Their own texts may quote the URL.
-        ureq::Error::BadUri(_) | ureq::Error::Http(_) => {
-            Failure::Final("this is no URL that something can be sent to".to_owned())
-        }
-        ureq::Error::InvalidProxyUrl => {
-            Failure::Final("the proxy in the environment has no valid URL".to_owned())
-        }
-        ureq::Error::Timeout(_) => {
-            Failure::Passing(format!("no answer within {:.1} s", limit.as_secs_f64()))
-        }
-        ureq::Error::HostNotFound => Failure::Passing("its host is not found".to_owned()),
-        other => Failure::Passing(other.to_string()),
-    }
-}
-
-/// What is posted. Its fields are documented in docs/settings.md; they may become more, and keep their meaning.
-#[derive(Debug, Serialize)]
-struct Shape {
-    event: &'static str,
-    text: String,
-    time: String,
-    session_id: String,
-    session_name: String,
-    engine: String,
-    execution: Option<u64>,
-    state: Option<String>,
-    seconds: Option<f64>,
-    code: Option<String>,
-    reason: Option<String>,
-    machine: Option<String>,
-    farside: &'static str,
-}
-
-impl Shape {
-    fn of(told: &Notification) -> Self {
-        let state = told.state.map(serde_json::to_value);
-        Self {
-            event: told.event.name(),
-            text: cut(&told.text, TEXT_CHARS_MAX),
-            time: iso::format(told.time),
-            session_id: told.session.clone(),
-            session_name: told.name.clone(),
-            engine: told.engine.clone(),
-            execution: told.execution,
-            state: state.and_then(|state| state.ok()?.as_str().map(str::to_owned)),
-            seconds: told
-                .seconds
-                .map(|seconds| (seconds * 1000.0).round() / 1000.0),
-            code: told.code.as_ref().map(|code| cut(code, TEXT_CHARS_MAX)),
-            reason: told
-                .reason
-                .as_ref()
-                .map(|reason| cut(reason, TEXT_CHARS_MAX)),
-            machine: machine(),
-            farside: env!("CARGO_PKG_VERSION"),
-        }
-    }
-
-    /// The same for a command: `session_id` is `FARSIDE_SESSION_ID`, and so on. What is null is not there.
-    fn variables(&self) -> Vec<(String, String)> {
-        let Ok(serde_json::Value::Object(fields)) = serde_json::to_value(self) else {
-            return Vec::new();
-        };
-        let text = |value: serde_json::Value| match value {
-            serde_json::Value::Null => None,
-            serde_json::Value::String(text) => Some(text),
-            other => Some(other.to_string()),
-        };
-        fields
-            .into_iter()
-            .filter(|(key, _)| key != "farside")
-            .filter_map(|(key, value)| {
-                Some((format!("FARSIDE_{}", key.to_uppercase()), text(value)?))
-            })
-            .collect()
-    }
-}
-
-/// Which machine this is.
-fn machine() -> Option<String> {
-    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").ok()?;
-    Some(name.trim().to_owned())
-}
-
-/// At most so many characters; what is left out shows as dots.
-fn cut(text: &str, chars_max: usize) -> String {
-    match text.char_indices().nth(chars_max) {
-        Some((end, _)) => format!("{}...", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -490,10 +490,6 @@ mod tests {
         let text = ended.to_string();
         assert!(text.starts_with("stopped after its 1s limit: "), "{text}");
         assert!(text.ends_with("\ntidied"), "{text}");
-        assert!(
-            ended.took < limit + TERM_GRACE,
-            "nobody was left to wait for"
-        );
         wait_gone(ended.output.lines().next().unwrap().parse().unwrap());
     }
 
