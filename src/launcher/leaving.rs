@@ -5,12 +5,19 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize;
+
+use crate::journal::record::Micros;
+use crate::wire::Message;
+
 /// The process that a launcher lives for.
 #[derive(Debug, Clone)]
 pub struct Frontend {
     pid: u32,
     /// A Jupyter Server's file, if the parent had one when the launcher began.
     server_file: Option<PathBuf>,
+    /// When the launcher began, wall time.
+    began: Micros,
 }
 
 /// What to do with a shutdown_request (not a restart) or an interrupt_request.
@@ -35,7 +42,11 @@ impl Frontend {
         let server_file = folders
             .map(|folder| folder.join(&name))
             .find(|file| file.exists());
-        Self { pid, server_file }
+        Self {
+            pid,
+            server_file,
+            began: crate::state_dir::now(),
+        }
     }
 
     /// Its process id.
@@ -54,6 +65,28 @@ impl Frontend {
     }
 }
 
+impl Frontend {
+    /// Whether a request was meant for a launcher before this one. A Jupyter Server whose kernel died starts another
+    /// one on the same ports, and before that interrupts the dead one (jupyter_client manager.py, `shutdown_kernel`):
+    /// the request waits in the server's socket, and we would be the ones to get it. A request that does not say when
+    /// it was sent is for us.
+    pub fn came_before_us(&self, message: &Message) -> bool {
+        sent_at(&message.header).is_some_and(|sent| sent < self.began)
+    }
+}
+
+/// The `date` of a header: ISO 8601 with its offset from UTC.
+fn sent_at(header: &[u8]) -> Option<Micros> {
+    #[derive(Deserialize)]
+    struct Date<'a> {
+        #[serde(borrow)]
+        date: std::borrow::Cow<'a, str>,
+    }
+    let date = serde_json::from_slice::<Date<'_>>(header).ok()?.date;
+    let at: jiff::Timestamp = date.parse().ok()?;
+    Micros::try_from(at.as_microsecond()).ok()
+}
+
 /// jupyter_core's runtime folder, as the environment has it.
 fn runtime_folder() -> Option<PathBuf> {
     let var = |name| {
@@ -65,4 +98,40 @@ fn runtime_folder() -> Option<PathBuf> {
         .or_else(|| var("JUPYTER_DATA_DIR").map(|data| data.join("runtime")))
         .or_else(|| var("XDG_DATA_HOME").map(|data| data.join("jupyter/runtime")))
         .or_else(|| var("HOME").map(|home| home.join(".local/share/jupyter/runtime")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The server's interrupt of a launcher that was killed waited for the next one on the same ports, and ended the
+    /// cell that the session had kept running.
+    #[test]
+    fn what_was_sent_before_the_launcher_began_is_not_for_it() {
+        let frontend = Frontend {
+            pid: 1,
+            server_file: None,
+            began: 1_750_000_000_000_000,
+        };
+        let came_before = |date: &str| {
+            frontend.came_before_us(&Message {
+                header: format!(r#"{{"msg_id":"m"{date}}}"#).into(),
+                ..Message::default()
+            })
+        };
+        // 1,750,000,000 s are 2025-06-15T15:06:40Z.
+        assert!(came_before(r#","date":"2025-06-15T15:06:39.999999Z""#));
+        assert!(came_before(r#","date":"2025-06-15T17:06:39.5+02:00""#));
+        assert!(!came_before(r#","date":"2025-06-15T15:06:40.000000Z""#));
+        assert!(!came_before(r#","date":"2025-06-15T15:06:39-01:00""#));
+        for unreadable in [
+            "",
+            r#","date":null"#,
+            r#","date":"""#,
+            r#","date":"yesterday""#,
+            r#","date":"2025-06-15T15:06:39""#,
+        ] {
+            assert!(!came_before(unreadable), "{unreadable}");
+        }
+    }
 }

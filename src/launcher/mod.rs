@@ -268,7 +268,9 @@ impl Shared {
                     true
                 }
             },
-            "interrupt_request" if frontend.meaning() == Meaning::Leaving => {
+            "interrupt_request"
+                if frontend.meaning() == Meaning::Leaving || frontend.came_before_us(message) =>
+            {
                 self.answer(
                     channel,
                     message,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 
 import pytest
@@ -49,6 +50,39 @@ def test_a_cell_survives_its_server(sandbox: Sandbox, how: int, times: int) -> N
     check = page.execute("print(kept, os.getpid())")
     page.idle(check)
     assert page.text(check) == f"in memory {before['engine_pid']}\n"
+
+
+def test_a_cell_survives_its_launcher_under_a_server_that_lives(sandbox: Sandbox) -> None:
+    """The server notices that its kernel is dead, and starts a new one on the same ports. Before that it sends an
+    interrupt_request, as jupyter_client does before any restart: it waited in the server's socket for the new
+    launcher, which passed it on, and the cell got a KeyboardInterrupt right after it was attached to again."""
+    server, kernel_id, _ = open_notebook(sandbox)
+    cell = Gated(sandbox)
+    socket, _ = cell.start_at(server, kernel_id)
+    before = sandbox.session()
+    (launcher,) = launchers(sandbox)
+    os.kill(launcher, signal.SIGKILL)
+    wait_until(lambda: launchers(sandbox) - {launcher}, "the server to start another launcher", 30)
+    again = server.websocket(kernel_id)
+    attach = again.execute("%farside attach")
+    again.wait_for(lambda m: f"line {cell.before - 1}\n" in again.text(attach), "the lines so far", 45)
+    cell.open()
+    again.idle(attach)
+    assert again.text(attach) == cell.text
+    after = sandbox.session()
+    assert (after["id"], after["engine_pid"]) == (before["id"], before["engine_pid"])
+    assert [e["state"] for e in sandbox.executions(before["id"])] == ["ok"]
+    socket.close()
+    # Later ones are meant for this one.
+    cell = Gated(sandbox)
+    socket, msg_id = cell.start_at(server, kernel_id)
+    server.api("POST", f"kernels/{kernel_id}/interrupt", expect=204)
+    reply = socket.wait_for(lambda m: m["msg_type"] == "execute_reply" and m["parent_header"]["msg_id"] == msg_id, "the cell's end")
+    assert reply["content"]["ename"] == "KeyboardInterrupt"
+
+
+def launchers(sandbox: Sandbox) -> set[int]:
+    return {pid for pid, command in sandbox.processes().items() if " launch " in command}
 
 
 def test_the_server_knows_that_a_detached_cell_is_busy(sandbox: Sandbox) -> None:
