@@ -398,6 +398,10 @@ impl Driver {
                 message,
                 again,
             } => {
+                if self.core.state().ended.is_some() {
+                    // Not taken, and so not acknowledged: a launcher may have another session for it.
+                    return;
+                }
                 self.event(Event::Request {
                     client,
                     channel,

@@ -37,8 +37,13 @@ pub enum ChoiceError {
 }
 
 /// Finds the living session that waits for this launcher, or starts a new one; and claims it. Launchers choose one
-/// after the other, so that two that race for one session end with one owner.
-pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream), ChoiceError> {
+/// after the other, so that two that race for one session end with one owner. `known`: the `header.session` that the
+/// launcher's frontends have seen, which a new session then goes on with.
+pub async fn choose(
+    wanted: &Wanted,
+    hello: &Hello,
+    known: Option<String>,
+) -> Result<(Session, Stream), ChoiceError> {
     let sessions = Sessions::open()?;
     let guard = sessions.lock_creation(CHOICE_TIMEOUT)?;
     let key = wanted
@@ -64,6 +69,7 @@ pub async fn choose(wanted: &Wanted, hello: &Hello) -> Result<(Session, Stream),
         key,
         settings: wanted.settings.clone(),
         predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
+        header_session: known,
         ..new_session(&wanted.engine, env, &wanted.cwd)
     };
     let session = sessions.create(&guard, new)?;

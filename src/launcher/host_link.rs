@@ -22,10 +22,14 @@ pub struct Outgoing {
 }
 
 /// Why the main stream ended for good.
-#[derive(Debug)]
 pub enum LinkEnd {
     /// The session has ended.
-    Ended(String),
+    Ended {
+        /// Why.
+        reason: String,
+        /// Requests that its host did not take.
+        unsent: Vec<Outgoing>,
+    },
     /// The host cannot be reached any more.
     Lost(ReachError),
 }
@@ -56,16 +60,24 @@ impl HostLink {
         }
     }
 
-    /// Runs until the session ends; `deliver` gets each reply.
+    /// Runs until the session ends; `waiting` is asked first, `deliver` gets each reply.
     pub async fn run(
         mut self,
         mut stream: Stream,
-        mut requests: mpsc::UnboundedReceiver<Outgoing>,
+        waiting: Vec<Outgoing>,
+        requests: &mut mpsc::UnboundedReceiver<Outgoing>,
         mut deliver: impl FnMut(Channel, Message),
     ) -> LinkEnd {
+        for request in waiting {
+            self.push(request, &mut stream);
+        }
         loop {
-            match self.serve(&mut stream, &mut requests, &mut deliver).await {
-                Ok(reason) => return LinkEnd::Ended(reason),
+            match self.serve(&mut stream, requests, &mut deliver).await {
+                Ok(reason) => {
+                    // Acknowledgements come before the last word: the others are in no journal.
+                    let unsent = self.unacknowledged.into_iter().filter_map(unsent).collect();
+                    return LinkEnd::Ended { reason, unsent };
+                }
                 Err(error) => {
                     tracing::warn!(%error, "the link to the host broke; connecting again")
                 }
@@ -76,7 +88,11 @@ impl HostLink {
             };
             stream = match reach::open(&self.session, &hello).await {
                 Ok(stream) => stream,
-                Err(ReachError::Ended { reason, .. }) => return LinkEnd::Ended(reason),
+                // What the host took with its last breath is not known, and nothing is to run twice.
+                Err(ReachError::Ended { reason, .. }) => {
+                    let unsent = Vec::new();
+                    return LinkEnd::Ended { reason, unsent };
+                }
                 Err(error) => return LinkEnd::Lost(error),
             };
             for (_, record, _) in &self.unacknowledged {
@@ -156,5 +172,18 @@ impl HostLink {
         {
             self.unacknowledged.pop_front();
         }
+    }
+}
+
+fn unsent((_, record, share): (u64, Record, OwnedSemaphorePermit)) -> Option<Outgoing> {
+    match record.body {
+        Body::Request {
+            channel, message, ..
+        } => Some(Outgoing {
+            channel,
+            message,
+            share,
+        }),
+        Body::Reply { .. } | Body::Iopub { .. } | Body::Note(_) => None,
     }
 }

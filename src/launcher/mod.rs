@@ -2,8 +2,8 @@
 //! wants it to.
 //!
 //! Owns: the five sockets of the connection file (`frontends`, `subscriber`), signatures, the choice of the session
-//! ([`choice`]), the link to its host (`host_link`, [`reach`]), and the rule when leaving means detaching
-//! ([`leaving`]). Refuses to know what a message means, but for shutdown and interrupt requests.
+//! ([`choice`]), the link to its host (`host_link`, [`reach`]), the rule when leaving means detaching ([`leaving`]),
+//! and what comes after a session that retired (`succession`). Refuses to know what a message means, but for shutdown and interrupt requests.
 
 mod ahead;
 pub mod choice;
@@ -12,6 +12,7 @@ mod host_link;
 pub mod leaving;
 pub mod reach;
 mod subscriber;
+mod succession;
 
 use std::cell::{Cell, RefCell};
 use std::path::PathBuf;
@@ -22,13 +23,14 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 
 use self::choice::{ChoiceError, Wanted, choose};
 use self::frontends::{Peers, Sockets};
-use self::host_link::{HostLink, LinkEnd, Outgoing};
+use self::host_link::Outgoing;
 use self::leaving::{Frontend, Meaning};
 use self::reach::Stream;
+use self::succession::Served;
 use crate::journal::record::ClientId;
 use crate::link::{Hello, VERSION};
 use crate::process::PidFd;
@@ -79,9 +81,10 @@ pub enum LaunchError {
 
 /// What the parts of a launcher share.
 pub(crate) struct Shared {
-    session: Rc<Session>,
+    served: watch::Sender<Served>,
     hello: Hello,
-    session_id: String,
+    /// `header.session` of the session that is served, or was.
+    session_id: RefCell<String>,
     key: Key,
     peers: RefCell<Peers>,
     seen: RefCell<ReplayGuard>,
@@ -98,7 +101,9 @@ pub(crate) struct Shared {
 enum Stage {
     /// Serving.
     Serving,
-    /// The server leaves: it has its answer, and the session lives on.
+    /// The session has retired. The next request gets another one.
+    Dormant,
+    /// The frontend leaves, and has its answer; the session, if there is one, lives on.
     Detaching,
     /// A shutdown or restart was asked of the host; its answer ends the launcher.
     Ending { restart: bool },
@@ -114,7 +119,7 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
         connection_file: Some(wanted.connection_file.to_string_lossy().into_owned()),
         ..hello("launcher")
     };
-    let (session, stream) = choose(&wanted, &hello).await?;
+    let (session, stream) = choose(&wanted, &hello, None).await?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let until = async move {
         interrupt.recv().await;
@@ -125,7 +130,7 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
         session,
         stream,
         hello,
-        Some(frontend),
+        Some((frontend, wanted)),
         until,
     )
     .await
@@ -170,18 +175,18 @@ async fn serve(
     session: Session,
     stream: Stream,
     hello: Hello,
-    frontend: Option<Frontend>,
+    started_by: Option<(Frontend, Wanted)>,
     until: impl Future<Output = ()>,
 ) -> Result<(), LaunchError> {
     let (requests, receiver) = mpsc::unbounded_channel();
-    let session = Rc::new(session);
+    let (frontend, wanted) = started_by.unzip();
     let parent = frontend
         .as_ref()
         .and_then(|frontend| PidFd::open(frontend.pid()).ok());
     let shared = Rc::new(Shared {
-        session: session.clone(),
-        session_id: stream.welcome.session_id.clone(),
-        hello: hello.clone(),
+        served: watch::Sender::new(Served::first(&session, &stream)),
+        session_id: RefCell::new(stream.welcome.session_id.clone()),
+        hello,
         key,
         peers: RefCell::default(),
         seen: RefCell::default(),
@@ -192,11 +197,7 @@ async fn serve(
         leaving: Notify::new(),
         stage: Cell::new(Stage::Serving),
     });
-    let link = HostLink::new(session, hello, &stream);
-    let to_peers = shared.clone();
-    let running = link.run(stream, receiver, move |channel, message| {
-        to_peers.on_reply(channel, message)
-    });
+    let running = succession::serve(shared.clone(), session, stream, receiver, wanted);
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let parent_gone = async {
@@ -208,10 +209,7 @@ async fn serve(
     let serving = sockets.serve(shared.clone());
     tokio::pin!(running, serving);
     tokio::select! {
-        end = &mut running => match end {
-            LinkEnd::Ended(reason) => tracing::info!(reason, "the session has ended"),
-            LinkEnd::Lost(error) => tracing::error!(%error, "the session is out of reach"),
-        },
+        () = &mut running => {}
         () = &mut serving => {}
         () = shared.leaving.notified() => {
             let last_words = async {
@@ -248,6 +246,9 @@ impl Shared {
             }
             return leaves;
         };
+        if self.stage.get() == Stage::Dormant {
+            return self.answers_asleep(channel, message);
+        }
         match header.msg_type.as_ref() {
             "shutdown_request" if wants_restart(message) => {
                 self.stage.set(Stage::Ending { restart: true });
@@ -301,7 +302,7 @@ impl Shared {
         let header = HeaderFields {
             msg_id: &msg_id,
             msg_type,
-            session_id: &self.session_id,
+            session_id: &self.session_id.borrow(),
             username: "farside",
             date: crate::state_dir::now(),
         };

@@ -1,14 +1,16 @@
-//! One frontend's iopub socket: a stream of its own from the host, so that each subscriber has its own flow control
+//! One frontend's iopub socket: a stream of its own from each host in turn, so that each subscriber has its own flow control
 //! and none holds up another.
 
 use std::rc::Rc;
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::watch;
 
 use super::Shared;
 use super::ahead::Ahead;
 use super::reach::{self, ReachError, Stream};
+use super::succession::Served;
 use crate::journal::record::{Body, Note, Record};
 use crate::link::{Frame, Hello, Resume};
 use crate::session::state::header_id;
@@ -22,11 +24,13 @@ const WRITE_BYTES: usize = 256 << 10;
 
 struct Subscriber {
     shared: Rc<Shared>,
+    sessions: watch::Receiver<Served>,
+    hello: Hello,
     topics: Vec<Bytes>,
     place: Resume,
 }
 
-/// Serves the connection until the subscriber leaves.
+/// Serves the connection until the subscriber leaves, through all sessions that the launcher has.
 pub(super) async fn serve(shared: Rc<Shared>, mut reader: Reader, mut writer: Writer) {
     let first = loop {
         match reader.recv().await {
@@ -43,43 +47,52 @@ pub(super) async fn serve(shared: Rc<Shared>, mut reader: Reader, mut writer: Wr
         ..shared.hello.clone()
     };
     let mut subscriber = Subscriber {
+        sessions: shared.served.subscribe(),
         shared,
+        hello,
         topics: Vec::new(),
         place: Resume::default(),
     };
-    let Ok(mut stream) = reach::open(&subscriber.shared.session, &hello).await else {
+    let mut served = subscriber.sessions.borrow_and_update().clone();
+    let Ok(mut stream) = subscriber.open(&served, None).await else {
         return;
     };
-    subscriber.place = Resume {
-        seq: stream.welcome.seq,
-        part: u32::MAX,
-        mirrors: Vec::new(),
-    };
+    if let Some(stream) = &stream {
+        subscriber.place = Resume {
+            seq: stream.welcome.seq,
+            part: u32::MAX,
+            mirrors: Vec::new(),
+        };
+    }
     if subscriber.subscribe(first, &mut writer).await.is_err() {
         return;
     }
     loop {
-        match subscriber
-            .follow(&mut stream, &mut reader, &mut writer)
-            .await
-        {
-            Follow::LinkBroke => {}
-            Follow::SubscriberGone => return,
-            // Nothing more will come; the socket stays until the frontend closes it.
-            Follow::SessionEnded => std::future::pending().await,
-        }
-        let hello = Hello {
-            resume: Some(subscriber.place.clone()),
-            ..hello.clone()
-        };
-        stream = match reach::open(&subscriber.shared.session, &hello).await {
-            Ok(stream) => stream,
-            Err(ReachError::Ended { .. }) => std::future::pending().await,
-            Err(error) => {
-                tracing::error!(%error, "a subscriber lost the host");
-                return;
+        let opened = match stream {
+            Some(mut open) => match subscriber.follow(&mut open, &mut reader, &mut writer).await {
+                Follow::SubscriberGone => return,
+                Follow::SessionEnded => Ok(None),
+                Follow::LinkBroke => {
+                    let place = subscriber.place.clone();
+                    subscriber.open(&served, Some(place)).await
+                }
+            },
+            None => {
+                let next = subscriber.next_session(served.number, &mut reader, &mut writer);
+                let Some(next) = next.await else { return };
+                served = next;
+                // All that it says: the launcher has asked nothing of it before.
+                subscriber.place = Resume {
+                    seq: served.since,
+                    part: u32::MAX,
+                    mirrors: Vec::new(),
+                };
+                let place = subscriber.place.clone();
+                subscriber.open(&served, Some(place)).await
             }
         };
+        let Ok(opened) = opened else { return };
+        stream = opened;
     }
 }
 
@@ -90,6 +103,68 @@ enum Follow {
 }
 
 impl Subscriber {
+    /// `None`: the session has ended. Nothing of it will come; maybe another one does.
+    async fn open(
+        &self,
+        served: &Served,
+        resume: Option<Resume>,
+    ) -> Result<Option<Stream>, ReachError> {
+        let hello = Hello {
+            resume,
+            ..self.hello.clone()
+        };
+        match reach::open(&served.session, &hello).await {
+            Ok(stream) => Ok(Some(stream)),
+            Err(ReachError::Ended { .. }) => Ok(None),
+            Err(error) => {
+                tracing::error!(%error, "a subscriber does not reach the host");
+                Err(error)
+            }
+        }
+    }
+
+    /// Waits for the session after this one. `None`: the subscriber has left.
+    async fn next_session(
+        &mut self,
+        number: u32,
+        reader: &mut Reader,
+        writer: &mut Writer,
+    ) -> Option<Served> {
+        loop {
+            let mut sessions = self.sessions.clone();
+            tokio::select! {
+                served = sessions.wait_for(|served| served.number > number) => match served {
+                    Ok(served) => return Some(served.clone()),
+                    Err(_) => return None,
+                },
+                incoming = reader.recv() => {
+                    if !self.on_incoming(incoming, writer).await {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// `false`: the subscriber has left.
+    async fn on_incoming(
+        &mut self,
+        incoming: Result<Option<Incoming>, TransportError>,
+        writer: &mut Writer,
+    ) -> bool {
+        match incoming {
+            Ok(Some(Incoming::Subscribe(topic))) => self.subscribe(topic, writer).await.is_ok(),
+            Ok(Some(Incoming::Unsubscribe(topic))) => {
+                if let Some(at) = self.topics.iter().position(|known| *known == topic) {
+                    self.topics.swap_remove(at);
+                }
+                true
+            }
+            Ok(Some(Incoming::Message(_))) => true,
+            Ok(None) | Err(_) => false,
+        }
+    }
+
     async fn follow(
         &mut self,
         stream: &mut Stream,
@@ -99,20 +174,11 @@ impl Subscriber {
         let mut ahead = Ahead::new(self.shared.key.clone());
         loop {
             tokio::select! {
-                incoming = reader.recv() => match incoming {
-                    Ok(Some(Incoming::Subscribe(topic))) => {
-                        if self.subscribe(topic, writer).await.is_err() {
-                            return Follow::SubscriberGone;
-                        }
+                incoming = reader.recv() => {
+                    if !self.on_incoming(incoming, writer).await {
+                        return Follow::SubscriberGone;
                     }
-                    Ok(Some(Incoming::Unsubscribe(topic))) => {
-                        if let Some(at) = self.topics.iter().position(|known| *known == topic) {
-                            self.topics.swap_remove(at);
-                        }
-                    }
-                    Ok(Some(Incoming::Message(_))) => {}
-                    Ok(None) | Err(_) => return Follow::SubscriberGone,
-                },
+                }
                 frame = stream.reader.next_watched(|partial| ahead.see(partial)) => {
                     let mut next = frame;
                     loop {
@@ -191,7 +257,7 @@ impl Subscriber {
         let header = HeaderFields {
             msg_id: &msg_id,
             msg_type: "iopub_welcome",
-            session_id: &self.shared.session_id,
+            session_id: &self.shared.session_id.borrow(),
             username: "farside",
             date: crate::state_dir::now(),
         };

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from link import Link
 from wire import Client
 
 MARKER = "FARSIDE_E2E_SANDBOX"
@@ -519,6 +520,20 @@ class Sandbox:
         """The keeper is the host's parent."""
         return parent_pid(session["host_pid"])
 
+    def link(self, session_id: str) -> Link:
+        """A bare client of the session's host."""
+        return Link(self.xdg_runtime / "farside" / session_id / "link.sock")
+
+    def kill_all(self) -> None:
+        """Everything of this sandbox at once, as by a reboot."""
+        # Stopped first: a keeper and its host replace each other as long as one of them is there.
+        while victims := self.processes():
+            for signum in (signal.SIGSTOP, signal.SIGKILL):
+                for pid in victims:
+                    with suppress(ProcessLookupError):
+                        os.kill(pid, signum)
+            time.sleep(0.02)
+
     def records(self, session_id: str) -> list[dict]:
         """The journal as `farside logs --json` shows it."""
         return [json.loads(line) for line in self.cli("logs", session_id, "--json", check=True)[1].splitlines()]
@@ -589,13 +604,7 @@ class Sandbox:
             wait_until(lambda: not self.processes(), "all processes to end", END_SECONDS)
         left = self.processes()
         wrong += [f"process left behind: {pid} {command}" for pid, command in left.items()]
-        # Stopped first: a keeper and its host replace each other as long as one of them is there.
-        while victims := self.processes():
-            for signum in (signal.SIGSTOP, signal.SIGKILL):
-                for pid in victims:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signum)
-            time.sleep(0.02)
+        self.kill_all()
         if not left:
             sockets = [str(p.relative_to(self.root)) for p in self.xdg_runtime.rglob("*") if p.is_socket()]
             wrong += [f"socket left behind: {path}" for path in sockets]

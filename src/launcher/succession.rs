@@ -1,0 +1,181 @@
+//! One session after the other, on the same sockets.
+//!
+//! A session that retired by itself (idle, lifetime, budget) takes its host and engine with it, but not the launcher:
+//! a frontend takes the end of its kernel process for a crash, and a Jupyter Server would start the kernel anew, for
+//! nobody. So the launcher sleeps: connections stay, the heartbeat echoes, nothing else runs. The next request wakes
+//! it, and gets a session as a launcher's start does. All other ends of a session are the launcher's end too.
+
+use std::rc::Rc;
+
+use serde_json::json;
+use tokio::sync::mpsc;
+
+use super::choice::{Wanted, choose};
+use super::host_link::{HostLink, LinkEnd, Outgoing};
+use super::reach::Stream;
+use super::{Shared, Stage, wants_restart};
+use crate::state_dir::Session;
+use crate::wire::{Channel, Message};
+
+/// The words that an end reason begins with where nobody asked for the end.
+const RETIRED: [&str; 3] = ["idle", "lifetime", "budget"];
+
+/// The session that is served, for the launcher's parts.
+#[derive(Debug, Clone)]
+pub(super) struct Served {
+    /// Counts them, from 1.
+    pub number: u32,
+    pub session: Rc<Session>,
+    /// The launcher came to the session behind this record.
+    pub since: u64,
+}
+
+impl Served {
+    /// The one that the launcher begins with.
+    pub fn first(session: &Session, stream: &Stream) -> Self {
+        Self {
+            number: 1,
+            session: Rc::new(session.clone()),
+            since: stream.welcome.seq,
+        }
+    }
+}
+
+/// Serves the session, and those that come after it. Returns when the launcher has nothing more to do.
+pub(super) async fn serve(
+    shared: Rc<Shared>,
+    mut session: Session,
+    mut stream: Stream,
+    mut requests: mpsc::UnboundedReceiver<Outgoing>,
+    wanted: Option<Wanted>,
+) {
+    let mut waiting = Vec::new();
+    loop {
+        let link = HostLink::new(Rc::new(session), shared.hello.clone(), &stream);
+        let deliver = |channel, message| shared.on_reply(channel, message);
+        let (reason, unsent) = match link.run(stream, waiting, &mut requests, deliver).await {
+            LinkEnd::Ended { reason, unsent } => (reason, unsent),
+            LinkEnd::Lost(error) => {
+                tracing::error!(%error, "the session is out of reach");
+                return;
+            }
+        };
+        tracing::info!(reason, "the session has ended");
+        let Some(wanted) = wanted
+            .as_ref()
+            .filter(|_| retired_by_itself(&reason) && shared.stage.get() == Stage::Serving)
+        else {
+            return;
+        };
+        shared.stage.set(Stage::Dormant);
+        waiting = called(&shared, unsent, &mut requests).await;
+        tracing::info!("a request wakes the launcher: it gets a session");
+        // From here on a shutdown_request is for the session to come.
+        shared.stage.set(Stage::Serving);
+        let known = shared.session_id.borrow().clone();
+        (session, stream) = match choose(wanted, &shared.hello, Some(known)).await {
+            Ok(chosen) => chosen,
+            Err(error) => {
+                tracing::error!(%error, "no session for the request that came; the launcher ends");
+                return;
+            }
+        };
+        shared.now_serves(&session, &stream);
+    }
+}
+
+/// Waits for a request that is worth a new session; gives all that have come by then.
+async fn called(
+    shared: &Shared,
+    unsent: Vec<Outgoing>,
+    requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+) -> Vec<Outgoing> {
+    let mut waiting: Vec<Outgoing> = unsent
+        .into_iter()
+        .filter(|request| wakes(shared, request))
+        .collect();
+    while waiting.is_empty() {
+        match requests.recv().await {
+            Some(request) if wakes(shared, &request) => waiting.push(request),
+            Some(_) => {}
+            // The sockets are gone.
+            None => std::future::pending().await,
+        }
+    }
+    waiting
+}
+
+/// Comm messages and answers to prompts are for an engine that is gone.
+fn wakes(shared: &Shared, request: &Outgoing) -> bool {
+    let Outgoing {
+        channel, message, ..
+    } = request;
+    *channel != Channel::Stdin
+        && !shared.answers_asleep(*channel, message)
+        && message
+            .header()
+            .is_ok_and(|header| header.msg_type.ends_with("_request"))
+}
+
+fn retired_by_itself(reason: &str) -> bool {
+    let word = reason
+        .split(|c: char| !c.is_ascii_alphabetic())
+        .next()
+        .unwrap_or_default();
+    RETIRED.contains(&word)
+}
+
+impl Shared {
+    fn now_serves(&self, session: &Session, stream: &Stream) {
+        self.session_id.replace(stream.welcome.session_id.clone());
+        self.served.send_modify(|served| {
+            *served = Served {
+                number: served.number + 1,
+                ..Served::first(session, stream)
+            };
+        });
+    }
+
+    /// Answers what no session is needed for. `true`: that was it.
+    pub(super) fn answers_asleep(&self, channel: Channel, message: &Message) -> bool {
+        let Ok(header) = message.header() else {
+            return false;
+        };
+        match header.msg_type.as_ref() {
+            "shutdown_request" => {
+                let content = json!({ "status": "ok", "restart": wants_restart(message) });
+                self.answer(channel, message, "shutdown_reply", &content);
+                self.stage.set(Stage::Detaching);
+                self.leaving.notify_one();
+                true
+            }
+            "interrupt_request" => {
+                let content = json!({ "status": "ok" });
+                self.answer(channel, message, "interrupt_reply", &content);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::retired_by_itself;
+
+    #[test]
+    fn only_an_end_that_nobody_asked_for_leaves_the_launcher() {
+        for reason in ["idle: for 1h", "lifetime: 24h", "budget", "idle for 1h"] {
+            assert!(retired_by_itself(reason), "{reason}");
+        }
+        for reason in [
+            "",
+            "stopped: by `farside stop`",
+            "shutdown: a frontend asked for it",
+            "idleness",
+            "engine: died while idle",
+        ] {
+            assert!(!retired_by_itself(reason), "{reason}");
+        }
+    }
+}
