@@ -18,7 +18,7 @@ use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
 pub use crate::duration::{DURATION_FORM, format_duration, parse_duration};
-pub use crate::settings::{Config, EngineTransport, SETTINGS, Setting};
+pub use crate::settings::{Config, EngineTransport, SETTINGS, Setting, parse_bytes};
 
 /// Says where the system's config.toml is, for tests: a user who may run another farside, or this one otherwise, is
 /// bound by nothing that this one reads.
@@ -226,14 +226,18 @@ impl Config {
     /// The settings of this process: defaults, then the system's `config.toml`, then the user's, then the environment,
     /// then `flags`.
     pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
-        let variables: Vec<(String, String)> = std::env::vars_os()
-            .filter_map(|(name, value)| {
-                Some((
-                    name.into_string().ok()?,
-                    value.to_string_lossy().into_owned(),
-                ))
-            })
-            .collect();
+        Self::load_with(flags, environment())
+    }
+
+    /// The settings that no process was given by its starter: defaults and `config.toml`. For what is done to
+    /// sessions that others have started.
+    pub fn load_shared() -> Result<Loaded, ConfigError> {
+        let mut variables = environment();
+        variables.retain(|(name, _)| SETTINGS.iter().all(|s| variable_of(s.key) != *name));
+        Self::load_with(&Flags::default(), variables)
+    }
+
+    fn load_with(flags: &Flags, variables: Vec<(String, String)>) -> Result<Loaded, ConfigError> {
         let variable = |name: &str| {
             variables
                 .iter()
@@ -262,6 +266,17 @@ impl Config {
 fn is_absent(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{NotADirectory, NotFound};
     matches!(error.kind(), NotFound | NotADirectory)
+}
+
+fn environment() -> Vec<(String, String)> {
+    std::env::vars_os()
+        .filter_map(|(name, value)| {
+            Some((
+                name.into_string().ok()?,
+                value.to_string_lossy().into_owned(),
+            ))
+        })
+        .collect()
 }
 
 fn bad_file(file: &Path, why: String) -> ConfigError {

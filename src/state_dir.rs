@@ -14,6 +14,7 @@ mod locks;
 mod names;
 mod past;
 mod process;
+mod retention;
 mod secure;
 #[cfg(test)]
 mod tests;
@@ -31,6 +32,7 @@ pub use names::{ID_CHARS, NAME_BYTES_MAX, check_name, is_id, notebook_key};
 use names::{id_from, name_from_key, unique_name};
 pub use past::Past;
 pub use process::ProcessId;
+pub use retention::{Age, Pruned, Retention};
 pub use secure::{check_private_dir, ensure_private_dir};
 
 /// A unix socket's path has at most this many bytes (`sun_path` is 108 with its final zero).
@@ -295,7 +297,15 @@ impl Sessions {
     /// Removes all that is kept of a session, if it is over. `false`: it lives, and nothing was done. Both locks are
     /// held meanwhile, so that no host can take it up again.
     pub fn remove_ended(&self, session: &Session) -> Result<bool, StateError> {
-        let _guard = self.lock_creation(LOCK_TIMEOUT)?;
+        self.remove_within(session, LOCK_TIMEOUT)
+    }
+
+    fn remove_within(&self, session: &Session, timeout: Duration) -> Result<bool, StateError> {
+        let guard = self.lock_creation(timeout)?;
+        if !session.dir.root.is_dir() {
+            // Somebody else was faster.
+            return Ok(false);
+        }
         let Some(_lock) = HostLock::acquire(&session.dir)? else {
             return Ok(false);
         };
@@ -310,8 +320,14 @@ impl Sessions {
         // Out of the listing in one step, so that no half removed session is ever shown.
         let doomed = self.state.join(format!(".gone-{}", session.json.id));
         fs::rename(&dir.root, &doomed).map_err(StateError::io("move aside", &dir.root))?;
-        fs::remove_dir_all(&doomed).map_err(StateError::io("remove", &doomed))?;
-        Ok(true)
+        // Gigabytes take their time; nobody has to wait for that.
+        drop(guard);
+        match fs::remove_dir_all(&doomed) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(StateError::io("remove", &doomed)(error))
+            }
+            Ok(()) | Err(_) => Ok(true),
+        }
     }
 
     fn write_session(&self, json: SessionJson) -> Result<Session, StateError> {

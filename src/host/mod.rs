@@ -4,7 +4,8 @@
 //! is only what carries them out: `driver` the loop, `engine` the engine's process and sockets, `ingest` the
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
 //! journal's writing end, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
-//! commands, `hook` those before an end, `notify` the thread that tells people.
+//! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
+//! are long over.
 
 mod clients;
 mod clocks;
@@ -19,6 +20,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod upkeep;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -73,9 +75,12 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .enable_all()
         .build()?;
     let local = tokio::task::LocalSet::new();
-    local.block_on(&runtime, driver::run(session, lock, args))?;
+    upkeep::start(&session);
+    local.block_on(&runtime, driver::run(session.clone(), lock, args))?;
     // A reader may still be in a file of the journal: nothing waits for it any more.
     runtime.shutdown_background();
+    // The session has ended and its lock is free: nobody waits for this either.
+    upkeep::prune(&session);
     Ok(ExitCode::SUCCESS)
 }
 

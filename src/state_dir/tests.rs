@@ -533,3 +533,157 @@ fn a_header_session_that_frontends_know_is_kept() {
     let read = sandbox.sessions.get(&second.json.id).unwrap();
     assert_eq!(read.json.header_session(), known);
 }
+
+/// Ended so long ago, with so many bytes in its journal.
+fn kept(sandbox: &Sandbox, age: Duration, bytes: usize, settings: &[(&str, &str)]) -> Session {
+    let new = NewSession {
+        settings: settings
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+        ..new(None, None)
+    };
+    let session = sandbox.sessions.create(&guard(sandbox), new).unwrap();
+    fs::write(session.dir.journal().join("segment"), vec![7; bytes]).unwrap();
+    end_at(&session, 1, now() - age.as_micros() as Micros, "idle");
+    session
+}
+
+fn left(sandbox: &Sandbox) -> Vec<String> {
+    let mut ids: Vec<String> = (sandbox.sessions.list().unwrap().into_iter())
+        .map(|session| session.json.id)
+        .collect();
+    ids.sort();
+    ids
+}
+
+fn ids<'a>(sessions: impl IntoIterator<Item = &'a Session>) -> Vec<String> {
+    let mut ids: Vec<String> = (sessions.into_iter())
+        .map(|session| session.json.id.clone())
+        .collect();
+    ids.sort();
+    ids
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+#[test]
+fn records_are_kept_as_long_as_the_session_was_told_to_or_else_as_long_as_all_are() {
+    let sandbox = sandbox();
+    let live = create(&sandbox, None, None);
+    let _lock = HostLock::acquire(&live.dir).unwrap().unwrap();
+    let young = kept(&sandbox, HOUR, 0, &[]);
+    let old = kept(&sandbox, 30 * HOUR, 0, &[]);
+    let old_for_ever = kept(&sandbox, 30 * HOUR, 0, &[("keep_records", "none")]);
+    let old_for_long = kept(&sandbox, 30 * HOUR, 0, &[("keep_records", "2d")]);
+    let young_for_short = kept(&sandbox, HOUR, 0, &[("keep_records", "10m")]);
+    let prune = |age| {
+        let retention = Retention { age, bytes: None };
+        let pruned = sandbox.sessions.prune(&retention).unwrap();
+        assert!(pruned.failed.is_empty());
+        let mut ids: Vec<String> = pruned.removed.into_iter().map(|json| json.id).collect();
+        ids.sort();
+        ids
+    };
+    assert_eq!(prune(Age::Any), Vec::<String>::new());
+    assert_eq!(prune(Age::Own(None)), ids([&young_for_short]));
+    assert_eq!(prune(Age::Own(Some(24 * HOUR))), ids([&old]));
+    assert_eq!(
+        left(&sandbox),
+        ids([&live, &young, &old_for_ever, &old_for_long])
+    );
+    assert_eq!(
+        prune(Age::All(24 * HOUR)),
+        ids([&old_for_ever, &old_for_long])
+    );
+    assert_eq!(prune(Age::All(Duration::ZERO)), ids([&young]));
+    assert_eq!(left(&sandbox), ids([&live]));
+}
+
+#[test]
+fn of_too_many_bytes_the_longest_ended_go_first_and_a_living_session_never() {
+    let sandbox = sandbox();
+    let live = create(&sandbox, None, None);
+    let _lock = HostLock::acquire(&live.dir).unwrap().unwrap();
+    fs::write(live.dir.journal().join("segment"), vec![7; 400_000]).unwrap();
+    let newest = kept(&sandbox, HOUR, 100_000, &[]);
+    let oldest = kept(&sandbox, 9 * HOUR, 100_000, &[]);
+    let middle = kept(&sandbox, 5 * HOUR, 100_000, &[]);
+    let prune = |bytes| {
+        let retention = Retention {
+            age: Age::Any,
+            bytes: Some(bytes),
+        };
+        let pruned = sandbox.sessions.prune(&retention).unwrap();
+        pruned
+            .removed
+            .into_iter()
+            .map(|json| json.id)
+            .collect::<Vec<_>>()
+    };
+    // Each folder has some files beside its journal.
+    assert_eq!(prune(800_000), Vec::<String>::new());
+    assert_eq!(prune(650_000), [oldest.json.id.clone()]);
+    assert_eq!(left(&sandbox), ids([&live, &middle, &newest]));
+    // Nothing helps here but what lives: the rest goes nevertheless, the oldest first.
+    assert_eq!(
+        prune(1000),
+        [middle.json.id.clone(), newest.json.id.clone()]
+    );
+    assert_eq!(left(&sandbox), ids([&live]));
+}
+
+#[test]
+fn two_prunings_at_once_remove_each_session_once() {
+    let sandbox = sandbox();
+    let sessions: Vec<Session> = (0..20)
+        .map(|_| kept(&sandbox, 30 * HOUR, 10_000, &[]))
+        .collect();
+    let young = kept(&sandbox, HOUR, 0, &[]);
+    // What a killed pruning had left.
+    fs::create_dir_all(sandbox.sessions.state_dir().join(".gone-dead1dead/journal")).unwrap();
+    let retention = Retention {
+        age: Age::Own(Some(24 * HOUR)),
+        bytes: Some(1_000_000_000),
+    };
+    let mut removed: Vec<String> = std::thread::scope(|scope| {
+        let prunings: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| sandbox.sessions.prune(&retention).unwrap()))
+            .collect();
+        (prunings.into_iter())
+            .flat_map(|pruning| {
+                let pruned = pruning.join().unwrap();
+                assert!(pruned.failed.is_empty(), "{:?}", pruned.failed);
+                pruned.removed.into_iter().map(|json| json.id)
+            })
+            .collect()
+    });
+    removed.sort();
+    assert_eq!(removed, ids(&sessions));
+    assert_eq!(left(&sandbox), ids([&young]));
+    let all = fs::read_dir(sandbox.sessions.state_dir()).unwrap();
+    let hidden: Vec<_> = all
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .filter(|name| name.starts_with('.'))
+        .collect();
+    assert_eq!(hidden, Vec::<String>::new());
+}
+
+#[test]
+fn who_reads_a_session_reads_on_when_it_is_removed() {
+    use std::io::Read as _;
+    let sandbox = sandbox();
+    let session = kept(&sandbox, 30 * HOUR, 300_000, &[]);
+    let mut open = fs::File::open(session.dir.journal().join("segment")).unwrap();
+    let mut half = vec![0; 150_000];
+    open.read_exact(&mut half).unwrap();
+    let retention = Retention {
+        age: Age::All(HOUR),
+        bytes: None,
+    };
+    assert_eq!(sandbox.sessions.prune(&retention).unwrap().removed.len(), 1);
+    assert!(!session.dir.root().exists());
+    let mut rest = Vec::new();
+    open.read_to_end(&mut rest).unwrap();
+    assert_eq!(rest, vec![7; 150_000]);
+}

@@ -341,7 +341,7 @@ fn prune_removes_the_old_and_never_the_living() {
     exit 0
     --- stdout
     --- stderr
-    nothing removed: keep_records is none; say how old with --older-than
+    nothing to remove
     ");
     drop(lock);
     assert_eq!(
