@@ -254,10 +254,11 @@ impl Subscriber {
     /// JEP 65: each subscription is welcomed, on its own topic, once what is published reaches the subscriber.
     async fn subscribe(&mut self, topic: Bytes, writer: &mut Writer) -> Result<(), TransportError> {
         let msg_id = uuid::Uuid::new_v4().to_string();
+        let session_id = self.shared.session_id.borrow().clone();
         let header = HeaderFields {
             msg_id: &msg_id,
             msg_type: "iopub_welcome",
-            session_id: &self.shared.session_id.borrow(),
+            session_id: &session_id,
             username: "farside",
             date: crate::state_dir::now(),
         };

@@ -623,7 +623,7 @@ fn of_too_many_bytes_the_longest_ended_go_first_and_a_living_session_never() {
     };
     // Each folder has some files beside its journal.
     assert_eq!(prune(800_000), Vec::<String>::new());
-    assert_eq!(prune(650_000), [oldest.json.id.clone()]);
+    assert_eq!(prune(650_000), ids([&oldest]));
     assert_eq!(left(&sandbox), ids([&live, &middle, &newest]));
     // Nothing helps here but what lives: the rest goes nevertheless, the oldest first.
     assert_eq!(
