@@ -8,8 +8,10 @@ use super::{Exit, Output, duration};
 use crate::config::{Config, Flags, parse_bytes};
 use crate::state_dir::{Age, Retention, Sessions};
 
-/// Remove the records of sessions that are over: those past keep_records, and the longest ended ones where all records
-/// take more than keep_records_bytes. Sessions do so by themselves, too. A living session is never touched.
+/// Remove the records of sessions that are over. A living session is never touched.
+///
+/// These are those past keep_records, and the longest ended ones where all records take more than keep_records_bytes.
+/// Sessions do the same by themselves, a while after they begin and when they end.
 #[derive(Debug, clap::Args)]
 #[command(
     after_help = "Examples:\n  farside prune                       what the settings say (`farside config`)\n  \
