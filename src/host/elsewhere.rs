@@ -57,7 +57,9 @@ impl Elsewhere {
         Ok(match past_execution(session, selector)? {
             Some(past) => Answer::Execution(Some(Box::new(past))),
             None => Answer::NotThere(match selector {
-                Selector::Latest => format!("nothing was executed in session {id}"),
+                Selector::Latest | Selector::Before => {
+                    format!("nothing was executed in session {id}")
+                }
                 Selector::Number(_) | Selector::MsgId(_) => format!(
                     "there is no such execution in session {id}; `%farside history {id}` lists those there are"
                 ),
@@ -93,7 +95,7 @@ impl Elsewhere {
             return Ok(Answer::Execution(None));
         };
         Ok(match selector {
-            Selector::Latest => Answer::NotThere(
+            Selector::Latest | Selector::Before => Answer::NotThere(
                 "nothing was executed in this session, nor in those before it that are kept; `farside ls --all` \
                  shows all sessions"
                     .into(),
@@ -171,7 +173,7 @@ pub(super) fn predecessor(session: &Session) -> Option<Predecessor> {
 /// The journal's selector.
 pub(super) fn journal_selector(selector: &Selector) -> journal::Selector {
     match selector {
-        Selector::Latest => journal::Selector::Latest,
+        Selector::Latest | Selector::Before => journal::Selector::Latest,
         Selector::Number(n) => journal::Selector::Number(*n),
         Selector::MsgId(msg_id) => journal::Selector::ById(msg_id.clone()),
     }

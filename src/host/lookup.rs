@@ -11,7 +11,7 @@ use super::driver::Input;
 use super::elsewhere::{Elsewhere, Failure, Named, journal_selector, summary, with_reply};
 use super::inbox::Inbox;
 use crate::journal::{self, Index};
-use crate::session::event::{Answer, Event, Query, Target};
+use crate::session::event::{Answer, Event, Query, Selector, Target};
 use crate::state_dir::Session;
 
 /// The thread and the way to it.
@@ -164,6 +164,11 @@ fn execution(
         Some(Named::Other(session)) => return elsewhere.execution(&session, selector),
         Some(Named::None(why)) => return Ok(Answer::NotThere(why)),
         Some(Named::This) | None => {}
+    }
+    if *selector == Selector::Before
+        && let found @ Answer::Execution(Some(_)) = elsewhere.before(selector)?
+    {
+        return Ok(found);
     }
     match index.execution(&journal_selector(selector))? {
         Some(info) => {

@@ -18,13 +18,20 @@ impl Core {
         target.session = self.other_session(target.session);
         let live = match &target.selector {
             _ if target.session.is_some() => None,
-            Selector::Latest => self.state.running().map(|(n, _)| n),
+            Selector::Latest | Selector::Before => self.state.running().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
             Selector::MsgId(msg_id) => self
                 .state
                 .execution_of_id(msg_id)
                 .filter(|n| self.state.live.contains_key(n)),
         };
+        if target.session.is_none() && target.selector == Selector::Latest {
+            // What frontends run by themselves when they come is not what a person comes back for.
+            target.selector = match self.state.last_by_person {
+                0 => Selector::Before,
+                n => Selector::Number(n),
+            };
+        }
         match live {
             Some(n) => self.attach_to_live(&asked, n),
             None => self.lookup(Lookup::Attach(asked), Query::Execution(target)),

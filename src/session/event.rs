@@ -289,6 +289,8 @@ impl From<Selector> for Target {
 pub enum Selector {
     /// The last one.
     Latest,
+    /// The last one of the session before; where there is none, the last one of this session.
+    Before,
     /// By number.
     Number(ExecutionNumber),
     /// By its request's msg_id.

@@ -37,6 +37,9 @@ const CODE_CHARS_MAX: usize = 100;
 pub struct State {
     /// Number of the last execution.
     pub last_n: ExecutionNumber,
+    /// Number of the last one that a person asked for; 0: none was.
+    #[serde(default)]
+    pub last_by_person: ExecutionNumber,
     /// Number of the last engine; 0: none was started yet.
     pub generation: u32,
     /// Its process id, while it lives.
@@ -330,6 +333,9 @@ impl State {
             return;
         }
         self.last_n = self.last_n.max(n);
+        if code.by_person {
+            self.last_by_person = n;
+        }
         self.last_activity = record.time;
         self.recent.push_back((msg_id.clone(), n));
         self.by_msg_id.entry(msg_id.clone()).or_default().push(n);

@@ -555,3 +555,30 @@ fn the_first_output_of_a_person_tells_of_the_session_before() {
     b.execute(a, "y");
     assert!(b.heard(a).iter().all(|line| !line.contains("farside")));
 }
+
+#[test]
+fn without_an_argument_what_a_person_ran_last_is_meant() {
+    let (mut b, a) = Bench::ready();
+    let silent = |b: &mut Bench| {
+        let request = b.request(a, "execute_request", json!({ "code": "s", "silent": true }));
+        b.send(a, Channel::Shell, &request);
+        let run = b.engine_begins();
+        b.engine_ends_ok(&run);
+    };
+    silent(&mut b);
+    b.queries_wait = true;
+    b.execute(a, "%farside attach");
+    let selector = |query| match query {
+        Query::Execution(target) => target.selector,
+        Query::History { .. } => panic!("it was no history"),
+    };
+    let query = answer(&mut b, of_an_ended_session(14));
+    assert_eq!(selector(query), Selector::Before);
+    b.execute(a, "mine()");
+    let run = b.engine_begins();
+    b.engine_ends_ok(&run);
+    silent(&mut b);
+    b.execute(a, "%farside attach");
+    let query = answer(&mut b, Answer::Execution(None));
+    assert_eq!(selector(query), Selector::Number(2));
+}

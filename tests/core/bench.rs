@@ -126,7 +126,7 @@ pub fn answer(records: &[Record], query: &Query) -> Answer {
         Query::Execution(target) => {
             let found = match &target.selector {
                 _ if target.session.is_some() => None,
-                Selector::Latest => past.values().next_back(),
+                Selector::Latest | Selector::Before => past.values().next_back(),
                 Selector::Number(n) => past.get(n),
                 Selector::MsgId(id) => past.values().rfind(|past| past.summary.msg_id == *id),
             };

@@ -58,12 +58,14 @@ def test_the_next_session_of_a_notebook_knows_the_last_one(sandbox: Sandbox) -> 
     retire(sandbox, old)
 
     client = sandbox.launch(jupyter_session=key).client()
+    # What frontends run by themselves tells nobody, and is nothing that a person comes back for.
+    assert client.value("'x' in dir()") == "False"
     # Nothing was executed here yet, so the last one is that of the session before.
     assert outputs(client.run("%farside attach")) == before
-    # What frontends ask by themselves tells nobody.
-    assert client.value("'x' in dir()") == "False"
     assert told(client.messages) == []
     first = client.run("1 + 1")
+    assert client.value("1") == "1"
+    assert_attached(client.run("%farside attach"), "1 + 1")
     [text] = told(first.iopub)
     assert first.types[0] == "stream" and first.iopub[0].content["name"] == "stderr"
     assert text.startswith(f"[farside] The last session of this notebook ({old['id']}, 2 executions) ended at ")
