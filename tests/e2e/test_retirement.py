@@ -1,0 +1,234 @@
+"""Issue: a session ends on purpose, with notice, and nothing lost. With limits of seconds, on a real ipykernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+
+import pytest
+from sandbox import Sandbox, alive, kill, wait_gone, wait_until
+
+# What the end itself takes: the engine's orderly shutdown on a busy machine.
+END_SECONDS = 20.0
+
+
+def new(sandbox: Sandbox, *args: str, env: dict[str, str] | None = None) -> dict:
+    return sandbox.json("new", "--engine", "python3", "--name", "s", *args)
+
+
+def ended(sandbox: Sandbox, session: dict, seconds: float = END_SECONDS) -> dict:
+    def facts() -> dict | None:
+        [one] = [s for s in sandbox.ls(everything=True) if s["id"] == session["id"]]
+        return one if one["state"] in ("retired", "ended", "lost") else None
+
+    return wait_until(facts, "the session to end", seconds, lambda: sandbox.ls(everything=True))
+
+
+def notes(sandbox: Sandbox, session: dict, kind: str) -> list[dict]:
+    records = sandbox.records(session["id"])
+    return [r["note"] for r in records if r["kind"] == "note" and r["note"]["note"] == kind]
+
+
+def test_an_idle_session_retires_and_leaves_everything_readable(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--idle-timeout-detached", "3s")
+    sandbox.cli("exec", "s", "print('kept'); x = 1", check=True)
+    before = sandbox.session()
+    assert before["ends_at"] is not None
+    facts = ended(sandbox, session)
+    assert facts["state"] == "retired"
+    assert facts["end_reason"].startswith("idle: nobody was attached, and nothing was run for 3s")
+    for process in (before["host_pid"], before["engine_pid"]):
+        wait_gone(process)
+    assert sandbox.cli("logs", session["id"], "1", check=True)[1] == "kept\n"
+    [execution] = sandbox.executions(session["id"])
+    assert execution["state"] == "ok"
+    assert not sandbox.ls()
+    code, _, err = sandbox.cli("exec", session["id"], "1")
+    assert code != 0 and "idle" in err and "logs" in err
+
+
+def test_a_silent_cell_outlives_ten_idle_timeouts(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--idle-timeout-detached", "1s", "--idle-timeout", "1s")
+    code, out, _ = sandbox.cli("exec", "s", "import time; time.sleep(10); print('awake')", seconds=60)
+    assert (code, out) == (0, "awake\n")
+    assert ended(sandbox, session)["end_reason"].startswith("idle")
+
+
+def test_what_a_frontend_does_by_itself_keeps_no_session_alive(sandbox: Sandbox) -> None:
+    launcher = sandbox.launch(
+        jupyter_session=str(sandbox.work / "a.ipynb"), env={"FARSIDE_IDLE_TIMEOUT": "4s"}
+    )
+    client = launcher.client()
+    session = sandbox.session()
+    # As a page that is open and does this and that, more often than the limit.
+    while not [s for s in sandbox.ls(everything=True) if s["state"] == "retired"]:
+        client.kernel_info()
+        client.send("shell", client.header("comm_info_request"), {})
+        client.send("shell", client.header("execute_request"), {
+            "code": "1", "silent": False, "store_history": False, "user_expressions": {}, "allow_stdin": False,
+            "stop_on_error": True,
+        })
+        time.sleep(0.5)
+        assert time.time() - os.stat(sandbox.state / session["id"]).st_ctime < 60
+    assert ended(sandbox, session)["end_reason"] == "idle: nothing was run for 4s"
+
+
+def test_a_lifetime_ends_with_notices_and_time_for_finally(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--max-lifetime", "8s", "--notices", "5s,2s", "--retire-grace", "20s")
+    cell = (
+        "import time\n"
+        "try:\n"
+        "    while True: time.sleep(0.1)\n"
+        "finally:\n"
+        "    print('saving'); time.sleep(1); print('saved')\n"
+    )
+    code, out, err = sandbox.cli("exec", "s", cell, seconds=60)
+    assert code == 1
+    assert "saving\nsaved\n" in out
+    for expected in ("this session ends in 5s", "this session ends in 2s", "this session ends now (lifetime: 8s are over)"):
+        assert expected in err, err
+    facts = ended(sandbox, session)
+    assert (facts["state"], facts["end_reason"]) == ("retired", "lifetime: 8s are over")
+    [execution] = sandbox.executions(session["id"])
+    assert execution["state"] == "interrupted"
+    assert "saving\nsaved\n" in sandbox.cli("logs", session["id"], check=True)[1]
+    steps = [note["step"] for note in notes(sandbox, session, "end_step")]
+    assert steps == ["interrupt", "shutdown_request"]
+    assert [(n["kind"], n["before"]) for n in notes(sandbox, session, "notice")] == [("lifetime", 5), ("lifetime", 2)]
+
+
+def test_code_that_ignores_everything_is_killed_in_the_end(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--max-lifetime", "6s", "--notices", "none", "--retire-grace", "2s")
+    cell = (
+        "import signal, time, os, subprocess\n"
+        "child = subprocess.Popen(['sleep', '1000'])\n"
+        "print(child.pid, flush=True)\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "os.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+    code, out, _ = sandbox.cli("exec", "s", cell, seconds=90)
+    assert code == 1
+    facts = ended(sandbox, session)
+    assert facts["end_reason"] == "lifetime: 6s are over"
+    wait_gone(int(out.split()[0]))
+    [execution] = sandbox.executions(session["id"])
+    assert execution["state"] == "interrupted"
+    steps = [note["step"] for note in notes(sandbox, session, "end_step")]
+    assert steps == ["interrupt", "interrupt", "shutdown_request", "SIGTERM", "SIGKILL"]
+
+
+def test_hooks_run_before_the_engine_ends(sandbox: Sandbox) -> None:
+    session = new(
+        sandbox, "--idle-timeout-detached", "4s",
+        "--before-retire-code", "open('saved', 'w').write(str(x)); print('code ran')",
+        "--before-retire", "echo hook for $FARSIDE_SESSION_NAME: $(cat saved)",
+    )
+    sandbox.cli("exec", "s", "x = 42", check=True)
+    ended(sandbox, session)
+    log = sandbox.cli("logs", session["id"], check=True)[1]
+    assert "code ran" in log
+    assert "hook for s: 42" in log
+    assert [e["code"] for e in sandbox.executions(session["id"])][0].startswith("open('saved'")
+
+
+def test_a_killed_host_keeps_the_deadline(sandbox: Sandbox) -> None:
+    started = time.monotonic()
+    session = new(sandbox, "--max-lifetime", "12s", "--notices", "none", "--retire-grace", "1s")
+    host = sandbox.session()["host_pid"]
+    kill(host)
+    wait_until(lambda: (sandbox.session()["host_pid"] or host) != host, "another host")
+    facts = ended(sandbox, session, 40)
+    assert facts["end_reason"] == "lifetime: 12s are over"
+    assert time.monotonic() - started < 12 + END_SECONDS
+
+
+def test_the_end_goes_on_when_its_host_is_killed_in_the_middle(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--max-lifetime", "7s", "--notices", "none", "--retire-grace", "6s")
+    cell = "import time\ntry:\n    time.sleep(100)\nfinally:\n    print('begun', flush=True); time.sleep(3); print('saved')"
+    process = sandbox.spawn_cli("exec", "s", cell)
+    before = sandbox.session()
+    wait_until(lambda: notes(sandbox, session, "end_step"), "the end to begin", 40)
+    kill(before["host_pid"])
+    facts = ended(sandbox, session, 40)
+    assert facts["end_reason"] == "lifetime: 7s are over"
+    wait_gone(before["engine_pid"])
+    process.wait(30)
+    assert "saved" in sandbox.cli("logs", session["id"], check=True)[1]
+
+
+def test_extend_and_its_cap(sandbox: Sandbox) -> None:
+    (sandbox.root / "system.toml").write_text('max_lifetime_cap = "2h"\n')
+    new(sandbox, "--max-lifetime", "1h")
+    ends_at = sandbox.session()["ends_at"]
+    code, _, err = sandbox.cli("extend", "s", "90m")
+    assert code == 4 and "1h" in err and "max_lifetime_cap" in err
+    sandbox.cli("exec", "s", "1", check=True)
+    code, _, err = sandbox.cli("extend", "s", "30m")
+    assert code == 0 and "lifetime" in err
+    assert sandbox.session()["ends_at"] >= ends_at
+    code, _, err = sandbox.cli("exec", "s", "%farside set idle_timeout eventually")
+    assert code == 1 and "`eventually` is no value for idle_timeout" in err
+
+
+def test_a_setting_of_one_session(sandbox: Sandbox) -> None:
+    session = new(sandbox)
+    assert "idle_timeout" in sandbox.cli("exec", "s", "%farside set", check=True)[1]
+    out = sandbox.cli("exec", "s", "%farside set idle_timeout_detached 3s", check=True)[1]
+    assert "idle_timeout_detached = 3s" in out
+    assert ended(sandbox, session)["end_reason"].endswith("for 3s")
+
+
+def test_a_budget_of_cpu_time(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--cpu-budget", "12s", "--notices", "4s", "--retire-grace", "5s")
+    # Most of it in children that end.
+    cell = "import subprocess, sys\nwhile True: subprocess.run([sys.executable, '-c', 'for i in range(10**7): pass'])"
+    code, _, err = sandbox.cli("exec", "s", cell, seconds=120)
+    assert code == 1
+    assert "more of CPU time" in err and "budget: 12s of CPU time are used up" in err
+    assert ended(sandbox, session)["end_reason"] == "budget: 12s of CPU time are used up"
+
+
+def test_people_are_told(sandbox: Sandbox) -> None:
+    told = sandbox.work / "told"
+    session = new(
+        sandbox, "--notify", f"echo \"$FARSIDE_EVENT: $FARSIDE_TEXT\" >> {told}", "--idle-timeout-detached", "5s",
+        "--notices", "2s",
+    )
+    sandbox.cli("exec", "--detach", "s", "1/0", check=True)
+    ended(sandbox, session)
+    wait_until(lambda: told.exists() and "ended: " in told.read_text(), "the last word", 20)
+    events = [line.split(":")[0] for line in told.read_text().splitlines()]
+    assert events == ["execution_failed", "notice", "ended"]
+
+
+def test_an_engine_that_does_not_answer_is_left_alone(sandbox: Sandbox) -> None:
+    new(sandbox)
+    sandbox.cli("exec", "s", "x = 5", check=True)
+    engine = sandbox.session()["engine_pid"]
+    status = next(sandbox.state.glob("*/status.json"))
+    # It must have answered once.
+    time.sleep(6)
+    os.kill(engine, signal.SIGSTOP)
+    try:
+        wait_until(
+            lambda: json.loads(status.read_text())["unresponsive_since"], "the missing heartbeat to be seen", 40
+        )
+        assert "unresponsive" in sandbox.cli("ls", check=True)[1]
+        assert "farside_session_unresponsive" in sandbox.cli("metrics", check=True)[1]
+    finally:
+        os.kill(engine, signal.SIGCONT)
+    wait_until(
+        lambda: not json.loads(status.read_text())["unresponsive_since"], "the heartbeat to be back", 30
+    )
+    assert alive(engine)
+    assert sandbox.cli("exec", "s", "print(x)", check=True)[1] == "5\n"
+
+
+@pytest.mark.parametrize("setting", ["idle_timeout=soon", "retire_grace=none", "notices=1m,30m", "cpu_budget=0s"])
+def test_bad_values_are_refused_by_name(sandbox: Sandbox, setting: str) -> None:
+    key, value = setting.split("=")
+    code, _, err = sandbox.cli("new", f"--{key.replace('_', '-')}", value)
+    assert code == 2 and key in err.replace("-", "_") and value in err
+    assert not sandbox.ls(everything=True)
