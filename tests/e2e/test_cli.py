@@ -210,14 +210,6 @@ def test_connect_serves_any_client(sandbox: Sandbox) -> None:
     assert sandbox.cli("exec", name, "print(x)")[:2] == (OK, "there\n")
 
 
-def test_a_session_without_an_end_cannot_be_extended(sandbox: Sandbox) -> None:
-    name = new(sandbox)
-    code, _, err = sandbox.cli("extend", name, "2h")
-    assert code == FAILED
-    assert "runs until it is stopped" in err
-    assert sandbox.session()["ends_at"] is None
-
-
 def test_config_says_where_each_value_came_from(sandbox: Sandbox) -> None:
     (sandbox.config / "farside").mkdir()
     (sandbox.config / "farside/config.toml").write_text('idle_timeout = "3h"\n')

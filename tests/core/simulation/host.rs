@@ -6,7 +6,7 @@ use farside::session::event::{Effect, Event};
 use farside::wire::Channel;
 
 use super::{Simulation, describe, gist};
-use crate::bench::{facts, recovered};
+use crate::bench::recovered;
 
 impl Simulation {
     pub(super) fn event(&mut self, event: Event) {
@@ -154,6 +154,7 @@ impl Simulation {
     pub(super) fn replace_host(&mut self) {
         self.say(|| "-- the host dies".into());
         self.host_died = true;
+        self.hook_runs = false;
         self.hosts += 1;
         self.queries.clear();
         self.to_spawn = None;
@@ -186,7 +187,7 @@ impl Simulation {
         let (generation, pid, gap_from) = (state.generation, state.engine_pid, state.last_record);
         let known = state.clients.clone();
         self.core = Core::new(
-            facts(self.by_message),
+            self.facts.clone(),
             format!("host{}", self.hosts),
             state,
             self.published.len() as u64 + 1,

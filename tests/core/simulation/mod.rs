@@ -9,13 +9,14 @@ mod engine;
 mod frontends;
 mod host;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::Bytes;
 use farside::journal::record::{Body, ClientId, Note, Record};
-use farside::session::core::Core;
-use farside::session::event::{Event, Query};
+use farside::session::clock::Now;
+use farside::session::core::{Core, Facts};
+use farside::session::event::{Command, Event, Query, Usage};
 use farside::session::state::State;
 use farside::wire::{Channel, Message};
 use serde_json::json;
@@ -81,6 +82,28 @@ impl Rng {
     }
 }
 
+/// Of a session that may retire within the simulated time, or may not; with hooks or without.
+fn random_facts(rng: &mut Rng) -> Facts {
+    let by_message = rng.one_in(2);
+    let mut settings = BTreeMap::new();
+    for (key, value) in [
+        ("idle_timeout", "30m"),
+        ("max_lifetime", "2h"),
+        ("cpu_budget", "2m"),
+        ("before_retire_code", "hook()"),
+        ("before_retire", "hook"),
+        ("notify", "tell"),
+    ] {
+        if rng.one_in(3) {
+            settings.insert(key.to_owned(), value.to_owned());
+        }
+    }
+    Facts {
+        settings,
+        ..facts(by_message)
+    }
+}
+
 /// The process of an engine.
 struct Engine {
     generation: u32,
@@ -119,7 +142,7 @@ struct Simulation {
     loud: bool,
     now: u64,
     core: Core,
-    by_message: bool,
+    facts: Facts,
     hosts: u32,
     /// What readers saw, without holes.
     published: Vec<Record>,
@@ -140,19 +163,22 @@ struct Simulation {
     engine_died: bool,
     host_died: bool,
     hook_runs: bool,
+    /// Time passes quickly: it is about the session's end.
+    hasty: bool,
     calm: bool,
 }
 
 impl Simulation {
     fn new(seed: u64, loud: bool) -> Self {
         let mut rng = Rng(seed);
-        let by_message = rng.one_in(2);
+        let facts = random_facts(&mut rng);
+        let hasty = rng.one_in(4);
         Self {
             rng,
             loud,
             now: 1_700_000_000_000_000,
-            core: Core::new(facts(by_message), "host1".into(), State::default(), 1),
-            by_message,
+            core: Core::new(facts.clone(), "host1".into(), State::default(), 1),
+            facts,
             hosts: 1,
             published: Vec::new(),
             persisted: Vec::new(),
@@ -170,6 +196,7 @@ impl Simulation {
             engine_died: false,
             host_died: false,
             hook_runs: false,
+            hasty,
             calm: false,
         }
     }
@@ -205,6 +232,10 @@ impl Simulation {
     }
 
     fn step(&mut self) {
+        if self.hasty && self.rng.one_in(15) {
+            self.time_passes();
+            return;
+        }
         match self.rng.below(100) {
             0..=27 => self.engine_works(),
             28..=59 => {
@@ -262,6 +293,73 @@ impl Simulation {
         }
     }
 
+    /// What has to do with the session's end.
+    fn time_passes(&mut self) {
+        let generation = self.core.state().generation;
+        match self.rng.below(8) {
+            0..=2 => {
+                let minutes = self.rng.below(60) as u64;
+                self.now += minutes * 60_000_000;
+                self.event(Event::Tick);
+            }
+            3 | 4 => {
+                if !self.end_goes_on() {
+                    self.tick_when_due();
+                }
+            }
+            5 => {
+                let cpu = self.core.cpu() + self.rng.below(20_000_000) as u64;
+                let memory_bytes = self.rng.below(1 << 30) as u64;
+                self.event(Event::Usage(Usage {
+                    generation,
+                    cpu,
+                    memory_bytes,
+                    ..Usage::default()
+                }));
+            }
+            6 => {
+                let responsive = self.rng.one_in(2);
+                self.event(Event::Health {
+                    generation,
+                    responsive,
+                });
+            }
+            _ => {
+                let client = self.clients.first().map(|client| client.frontend.client);
+                if let Some(client) = client {
+                    let command = Command::Extend { seconds: 600 };
+                    self.event(Event::Command {
+                        id: 1,
+                        client,
+                        command,
+                    });
+                }
+            }
+        }
+    }
+
+    fn tick_when_due(&mut self) {
+        if let Some(due) = self.core.next_deadline(Now::from(self.now)) {
+            self.now += due;
+            self.event(Event::Tick);
+        }
+    }
+
+    /// A session that has begun to end goes on with it. `false`: there is nothing to be done for that.
+    fn end_goes_on(&mut self) -> bool {
+        if std::mem::take(&mut self.hook_runs) {
+            let outcome = "exit code 0".into();
+            self.event(Event::HookEnded { outcome });
+            return true;
+        }
+        let ends = self.core.state().lifetime.ending.is_some();
+        let waits = ends && self.core.next_deadline(Now::from(self.now)).is_some();
+        if waits {
+            self.tick_when_due();
+        }
+        waits
+    }
+
     fn answer_query(&mut self) {
         if self.queries.is_empty() {
             return;
@@ -300,7 +398,7 @@ impl Simulation {
                 // One step at a time.
             } else if self.engine.as_ref().is_some_and(|engine| engine.asks) {
                 self.answers_the_engine();
-            } else if self.engine_is_asked_again() {
+            } else if self.engine_is_asked_again() || self.end_goes_on() {
                 // What follows of it comes next.
             } else {
                 self.check_rest();
