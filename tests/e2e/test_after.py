@@ -191,7 +191,7 @@ def test_no_request_is_lost_or_run_twice_at_the_end(sandbox: Sandbox, client: Cl
         outcome = {n: client.reply(msg_id, 45).content for msg_id, n in asked.items()}
         ok = [n for n, content in outcome.items() if content["status"] == "ok"]
         others = {content.get("ename") for content in outcome.values() if content["status"] != "ok"}
-        assert others <= {"SessionEnded"}, others
+        assert others <= {"SessionEnded", "SessionEnding"}, others
         assert [n for n in ran.read_text().split() if n.startswith(f"{turn}.")] == ok
         for msg_id in asked:
             client.idle(msg_id)
@@ -306,3 +306,35 @@ def test_a_sleeping_launcher_ends_with_its_server(sandbox: Sandbox) -> None:
     launcher.kill_parent()
     launcher.wait_exit()
     assert sandbox.ls() == []
+
+
+def test_an_idle_session_retires_and_its_launcher_wakes(sandbox: Sandbox) -> None:
+    """The same without a test's hand in it."""
+    launcher = sandbox.launch(env={"FARSIDE_IDLE_TIMEOUT": "2s"})
+    client = launcher.client()
+    client.run("print('first')")
+    old = sandbox.session()
+    ended = sandbox.wait_session(lambda s: s["id"] == old["id"] and s["state"] in ("ended", "retired"), "the session to retire")
+    assert ended["end_reason"].startswith("idle")
+    wait_until(lambda: list(sandbox.processes()) == [launcher.pid], "nothing but the launcher", detail=sandbox.processes)
+    again = client.run("print('second')", seconds=45)
+    assert again.text == "second\n"
+    [text] = told(again.iopub)
+    assert ended["end_reason"] in text
+    assert_attached(client.run(f"%farside attach {old['id']}:1"), "print('first')", "first\n")
+
+
+def test_old_records_go_by_themselves(sandbox: Sandbox) -> None:
+    (sandbox.config / "farside").mkdir(mode=0o700)
+    (sandbox.config / "farside/config.toml").write_text("keep_records = '1s'\n")
+    made = {}
+    for name, flags in (("old", ()), ("kept", ("--keep-records", "none"))):
+        sandbox.cli("new", "--name", name, *flags, check=True)
+        made[name] = sandbox.session(name)["id"]
+        sandbox.cli("stop", name, check=True)
+    # A session's end prunes; starting one takes longer than the second that the first one has.
+    sandbox.cli("new", "--name", "last", check=True)
+    sandbox.cli("stop", "last", check=True)
+    wait_until(lambda: made["old"] not in {s["id"] for s in sandbox.ls(everything=True)}, "the old records to go")
+    assert not (sandbox.state / made["old"]).exists()
+    assert sandbox.cli("logs", made["kept"])[0] == 0
