@@ -22,7 +22,8 @@ use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
-use crate::journal::record::{ClientId, Record};
+use super::usage::{Sampler, Target};
+use crate::journal::record::{ClientId, Micros, Record};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, VERSION, Welcome};
@@ -30,6 +31,7 @@ use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event};
 use crate::session::state::State;
+use crate::session::usage::Roots;
 use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
@@ -116,6 +118,8 @@ struct Driver {
     engine: EngineDriver,
     hooks: Hooks,
     notifier: Notifier,
+    usage: Sampler,
+    keeper_pid: Option<u32>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -179,6 +183,8 @@ pub(super) async fn run(
     };
     let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
     let journal_dir = session.dir.journal();
+    let known = state.lifetime.used.cpu;
+    let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
         log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
@@ -191,6 +197,8 @@ pub(super) async fn run(
         ),
         hooks: Hooks::default(),
         notifier: Notifier::new(),
+        usage,
+        keeper_pid: None,
         keeper,
         session,
         lock,
@@ -329,6 +337,7 @@ impl Driver {
             self.append_large().await;
             self.commit();
             self.show_status();
+            self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
             drop(shares);
         }
@@ -585,6 +594,7 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
+                self.keeper_pid = Some(hello.keeper_pid);
                 for ended in hello.ended {
                     self.on_keeper(FromKeeper::Ended(ended));
                 }
@@ -607,6 +617,9 @@ impl Driver {
                 // What it started in its own process group has nothing to live for; as a kernel's manager would.
                 let _ = crate::process::signal_group(ended.process.pid, libc::SIGKILL);
                 let is_watched = self.engine.watches(&ended.process);
+                if let Some(usage) = is_watched.then(|| self.usage.last_look()).flatten() {
+                    self.event(Event::Usage(usage));
+                }
                 let why = crate::keeper::describe_end(ended.end.as_ref());
                 tracing::info!(process = ended.process.id, pid = ended.process.pid, "{why}");
                 if let Some(message) = self.engine.ended(&ended.process, ended.end.clone()) {
@@ -626,6 +639,22 @@ impl Driver {
             }
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
+        }
+    }
+
+    fn usage_target(&self) -> Target {
+        let state = self.core.state();
+        let engine = self.engine.process();
+        Target {
+            generation: state.generation,
+            roots: Roots {
+                keeper: self.keeper_pid,
+                host: std::process::id(),
+                engine: engine.map(|process| (process.pid, process.start_time)),
+            },
+            active: state.running().is_some(),
+            left: (self.core.limits().cpu_budget)
+                .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
     }
 
@@ -848,6 +877,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
+            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),

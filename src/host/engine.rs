@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::driver::Input;
+use super::health;
 use super::inbox::Inbox;
 use super::ingest;
 use crate::journal::record::ProcessEnd;
@@ -220,6 +221,18 @@ impl EngineDriver {
                 self.inbox.clone(),
             ));
         }
+        let (inbox, generation) = (self.inbox.clone(), endpoints.generation);
+        tasks.spawn_local(health::watch(
+            endpoints.file.endpoint(Socket::Heartbeat),
+            health::Pace::default(),
+            process.is_some(),
+            move |responsive| {
+                inbox.send_now(Input::Event(Event::Health {
+                    generation,
+                    responsive,
+                }));
+            },
+        ));
         self.current = Some(Current {
             endpoints,
             process,

@@ -5,7 +5,7 @@
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
 //! journal's writing end, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
 //! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
-//! are long over.
+//! are long over, `usage` and `gpu` what the engine's processes use, `health` its heartbeat.
 
 mod clients;
 mod clocks;
@@ -13,6 +13,8 @@ mod cursor;
 mod driver;
 mod elsewhere;
 mod engine;
+mod gpu;
+mod health;
 mod hook;
 mod inbox;
 mod ingest;
@@ -21,6 +23,7 @@ mod lookup;
 mod notify;
 mod shell;
 mod upkeep;
+mod usage;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use super::socket;
@@ -26,6 +27,22 @@ impl SessionDirs {
             self.runtime_dir.as_os_str(),
         ]
     }
+}
+
+/// The session folder in the command line of a keeper or host (`/proc/<pid>/cmdline`: parts that end in NUL); `None`
+/// where it is the one of another process.
+pub fn session_of_command_line(line: &[u8]) -> Option<PathBuf> {
+    let mut parts = line.split(|&byte| byte == 0).map(OsStr::from_bytes).skip(1);
+    let command = parts.next()?;
+    if command != super::KEEPER_COMMAND && command != super::HOST_COMMAND {
+        return None;
+    }
+    let args: Vec<OsString> = parts.map(OsString::from).collect();
+    // Behind the last NUL is one more part, an empty one.
+    let args = args.strip_suffix(&[OsString::new()]).unwrap_or(&args);
+    parse_dirs(args, |_, _| Ok(()))
+        .ok()
+        .map(|dirs| dirs.session_dir)
 }
 
 /// What a keeper is started with.
@@ -165,6 +182,31 @@ mod tests {
                 running_host: Some((12, 345))
             }
         );
+    }
+
+    #[test]
+    fn a_command_line_names_its_session() {
+        let dirs = "--session-dir\0/s\0--runtime-dir\0/r\0";
+        let keeper = format!("farside\0host\0{dirs}");
+        let found = |line: &str| session_of_command_line(line.as_bytes());
+        assert_eq!(found(&keeper), Some("/s".into()));
+        assert_eq!(
+            found(&format!("{keeper}--running-host\x001:2\0")),
+            Some("/s".into())
+        );
+        assert_eq!(
+            found(&keeper.replace("host", "host-worker")),
+            Some("/s".into())
+        );
+        for other in [
+            "",
+            "farside\0",
+            "farside\0host\0",
+            &keeper.replace("host", "launch"),
+            dirs,
+        ] {
+            assert_eq!(found(other), None, "{other:?}");
+        }
     }
 
     #[test]

@@ -25,7 +25,7 @@ mod watched;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
-pub use args::{HostArgs, SessionDirs};
+pub use args::{HostArgs, SessionDirs, session_of_command_line};
 pub use client::Client;
 pub use protocol::{
     Ended, FromKeeper, Hello, Process, STRIPPED_VARIABLES, Spawn, Text, ToKeeper, Usage,

@@ -193,6 +193,8 @@ pub struct Usage {
     pub cpu: Micros,
     /// Bytes of memory in use now.
     pub memory_bytes: u64,
+    /// Bytes of GPU memory in use at the last look; `None` where there is no such GPU, or nobody can tell.
+    pub gpu_memory_bytes: Option<u64>,
 }
 
 /// What [`Effect::Notify`] tells of.

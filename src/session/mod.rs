@@ -17,4 +17,5 @@ mod requests;
 mod retirement;
 pub mod state;
 mod text;
+pub mod usage;
 pub mod view;

@@ -209,6 +209,9 @@ pub struct Status {
     /// The most that was seen of it.
     #[serde(default)]
     pub memory_peak_bytes: u64,
+    /// GPU memory of engine and descendants, where the machine tells.
+    #[serde(default)]
+    pub gpu_memory_bytes: Option<u64>,
     /// Since when the engine's heartbeat does not answer.
     #[serde(with = "iso::option", default)]
     pub unresponsive_since: Option<Micros>,
@@ -244,6 +247,7 @@ impl Status {
             cpu_seconds_left: None,
             memory_bytes: 0,
             memory_peak_bytes: 0,
+            gpu_memory_bytes: None,
             unresponsive_since: None,
             engine_end: None,
             connection_file: None,
