@@ -522,6 +522,7 @@ fn a_budget_ends_it_and_counts_over_engines() {
             generation,
             cpu: minutes * 60 * SECOND,
             memory_bytes: 1000,
+            gpu_memory_bytes: None,
         })
     };
     b.execute(a, "train()");
