@@ -877,7 +877,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
+            gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),

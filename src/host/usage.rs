@@ -99,11 +99,6 @@ impl Sampler {
         });
     }
 
-    /// GPU memory at the last look.
-    pub fn gpu_memory_bytes(&self) -> Option<u64> {
-        self.inner.borrow().last?.gpu_memory_bytes
-    }
-
     /// The last figures of an engine that has just ended, while its processes' ends can still be seen. Reads /proc in
     /// this thread: a few milliseconds, once an engine.
     pub fn last_look(&self) -> Option<Usage> {

@@ -57,6 +57,11 @@ impl Core {
         self.memory_bytes
     }
 
+    /// GPU memory that engine and descendants were last seen to use, bytes; `None` where nobody can tell.
+    pub fn gpu_memory_bytes(&self) -> Option<u64> {
+        self.gpu_memory_bytes
+    }
+
     /// The settings that hold.
     pub fn limits(&self) -> &Config {
         &self.limits
@@ -222,11 +227,11 @@ impl Core {
         }
     }
 
-    /// A line of farside's in the output of what runs. `false`: nothing does.
+    /// A line of farside's in the output of what runs for a person. `false`: nothing does, so nobody could see it.
     fn say_in_running(&mut self, text: &str) -> bool {
         let Some((n, header)) = self
             .state
-            .running()
+            .running_for_person()
             .map(|(n, execution)| (n, execution.asked.header.clone()))
         else {
             return false;
@@ -267,18 +272,35 @@ impl Core {
             return Err(format!("the session is ending already ({})", ending.reason));
         }
         let by = seconds.saturating_mul(1_000_000);
-        if let Some(most) = self.state.lifetime.can_extend_by(&self.limits)
-            && by > most
-        {
-            let cap = self.limits.max_lifetime_cap.unwrap_or_default();
-            return Err(format!(
-                "this session can be extended by {} at most: max_lifetime_cap is {}",
-                span_long(most),
-                span_long(micros(cap))
-            ));
-        }
+        self.check_extension(by)?;
         self.note(Note::Extended { seconds });
         Ok(self.describe_ends())
+    }
+
+    /// An idle session can be kept for as long as its lifetime lasts, whatever the cap is; the lifetime itself goes
+    /// no further than the cap.
+    fn check_extension(&self, by: Micros) -> Result<(), String> {
+        let lifetime = &self.state.lifetime;
+        let most = lifetime.can_extend_by(&self.limits);
+        let ends = self.ends(self.clocks);
+        let lasts = ends.iter().find(|end| end.kind == EndKind::Lifetime);
+        let (Some(most), Some(lasts)) = (most, lasts) else {
+            return Ok(());
+        };
+        if by <= most.max(lasts.left) {
+            return Ok(());
+        }
+        let cap = span_long(micros(self.limits.max_lifetime_cap.unwrap_or_default()));
+        let left = span_long(lasts.left);
+        Err(match most {
+            0 => format!(
+                "this session's lifetime cannot be extended: it ends in {left}, and max_lifetime_cap is {cap}"
+            ),
+            most => format!(
+                "this session can be extended by {} at most: it ends in {left}, and max_lifetime_cap is {cap}",
+                span_long(most)
+            ),
+        })
     }
 
     /// When the session will end, in a few lines.
@@ -602,6 +624,7 @@ impl Core {
             return;
         }
         self.memory_bytes = usage.memory_bytes;
+        self.gpu_memory_bytes = usage.gpu_memory_bytes;
         let used = self.state.lifetime.used;
         let cpu = usage.cpu.max(used.cpu);
         let peak_bytes = usage.memory_bytes.max(used.peak_bytes);

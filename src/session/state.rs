@@ -280,9 +280,15 @@ impl State {
     pub fn running(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
-            .find(|(_, execution)| {
-                execution.state != ExecutionState::Queued && execution.told != Told::Idle
-            })
+            .find(|(_, execution)| execution.is_running())
+            .map(|(n, execution)| (*n, execution))
+    }
+
+    /// The first of those that a person asked for. Of what a frontend runs by itself nobody sees the output.
+    pub fn running_for_person(&self) -> Option<(ExecutionNumber, &Execution)> {
+        self.live
+            .iter()
+            .find(|(_, execution)| execution.by_person && execution.is_running())
             .map(|(n, execution)| (*n, execution))
     }
 
@@ -623,6 +629,12 @@ impl State {
             }
         }
         self.last_activity = time;
+    }
+}
+
+impl Execution {
+    fn is_running(&self) -> bool {
+        self.state != ExecutionState::Queued && self.told != Told::Idle
     }
 }
 

@@ -50,6 +50,9 @@ pub(super) fn status(core: &Core) -> String {
             size(state.lifetime.used.peak_bytes.max(core.memory_bytes()))
         );
     }
+    if let Some(bytes) = core.gpu_memory_bytes() {
+        let _ = writeln!(text, "           {} of GPU memory", size(bytes));
+    }
     let _ = writeln!(text, "executions {}", state.last_n);
     for (n, execution) in &state.live {
         let since = execution
