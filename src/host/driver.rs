@@ -653,6 +653,7 @@ impl Driver {
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
             active: state.running().is_some(),
+            seen: (state.last_n, state.info.is_some()),
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }

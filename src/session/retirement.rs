@@ -113,10 +113,15 @@ impl Core {
         if self.state.ended.is_some() || self.state.lifetime.ending.is_some() {
             return Vec::new();
         }
-        let attached = !self.state.clients.is_empty();
+        let doing = self.doing();
+        let attached = match doing {
+            // Whoever is there can answer.
+            Doing::Input => !self.state.clients.is_empty(),
+            Doing::Nothing | Doing::Work => self.state.has_frontend(),
+        };
         let lifetime = &self.state.lifetime;
         let cpu = self.cpu();
-        let mut ends = lifetime.ends(&self.limits, self.doing(), attached, cpu, now);
+        let mut ends = lifetime.ends(&self.limits, doing, attached, cpu, now);
         ends.sort_by_key(|end| end.left);
         ends
     }
@@ -169,7 +174,7 @@ impl Core {
     fn reason_of(&self, end: &End) -> String {
         let limit = span_long(end.limit);
         match end.kind {
-            EndKind::Idle if self.state.clients.is_empty() => {
+            EndKind::Idle if !self.state.has_frontend() => {
                 format!("idle: nobody was attached, and nothing was run for {limit}")
             }
             EndKind::Idle => format!("idle: nothing was run for {limit}"),
@@ -203,7 +208,7 @@ impl Core {
     fn notice_text(&self, end: &End, now: Now) -> String {
         let left = self.state.lifetime.left(&self.limits, end, now);
         let (limit, left_text) = (span_long(end.limit), span_long(left));
-        let at = clock_time(now.wall.saturating_add(left));
+        let at = clock_time(now.wall.saturating_add(left), now.wall);
         match end.kind {
             EndKind::Idle => format!(
                 "this session ends in {left_text} (at {at}), for nothing was run in it for long ({limit} is the limit). Run \
@@ -211,7 +216,8 @@ impl Core {
             ),
             EndKind::Input => format!(
                 "this session ends in {left_text} (at {at}), for it waits for input() and nobody is attached ({limit} is the \
-                 limit)."
+                 limit). `farside attach {}` in a terminal answers it.",
+                self.facts.id
             ),
             EndKind::Lifetime => format!(
                 "this session ends in {left_text} (at {at}): then its {limit} are over. Save what you need, or move the end \
@@ -277,27 +283,20 @@ impl Core {
         Ok(self.describe_ends())
     }
 
-    /// An idle session can be kept for as long as its lifetime lasts, whatever the cap is; the lifetime itself goes
-    /// no further than the cap.
+    /// No extension goes past the cap.
     fn check_extension(&self, by: Micros) -> Result<(), String> {
-        let lifetime = &self.state.lifetime;
-        let most = lifetime.can_extend_by(&self.limits);
-        let ends = self.ends(self.clocks);
-        let lasts = ends.iter().find(|end| end.kind == EndKind::Lifetime);
-        let (Some(most), Some(lasts)) = (most, lasts) else {
+        let most = self.state.lifetime.can_extend_by(&self.limits);
+        let Some(most) = most.filter(|most| by > *most) else {
             return Ok(());
         };
-        if by <= most.max(lasts.left) {
-            return Ok(());
-        }
         let cap = span_long(micros(self.limits.max_lifetime_cap.unwrap_or_default()));
-        let left = span_long(lasts.left);
         Err(match most {
             0 => format!(
-                "this session's lifetime cannot be extended: it ends in {left}, and max_lifetime_cap is {cap}"
+                "this session cannot be extended: its lifetime is as long as max_lifetime_cap allows ({cap}). To keep \
+                 it from ending idle before that, run something in it, or `%farside set idle_timeout {cap}`."
             ),
             most => format!(
-                "this session can be extended by {} at most: it ends in {left}, and max_lifetime_cap is {cap}",
+                "this session can be extended by {} at most: max_lifetime_cap is {cap}",
                 span_long(most)
             ),
         })
@@ -310,9 +309,12 @@ impl Core {
             return format!("it is ending: {}\n", ending.reason);
         }
         let mut text = String::new();
-        for end in self.ends(now) {
+        for (i, end) in self.ends(now).into_iter().enumerate() {
+            if i > 0 {
+                text.push_str("or ");
+            }
             let (left, limit) = (span_long(end.left), span_long(end.limit));
-            let at = clock_time(now.wall.saturating_add(end.left));
+            let at = clock_time(now.wall.saturating_add(end.left), now.wall);
             text.push_str(&match end.kind {
                 EndKind::Idle => {
                     format!("in {left} (at {at}) if nothing is run until then (limit: {limit})\n")
@@ -408,12 +410,12 @@ impl Core {
             );
         }
         let (n, which) = match self.state.running() {
-            Some((n, _)) => (n, format!("execution {n}, which runs")),
+            Some((n, _)) => (n, format!("execution {n}, which runs,")),
             None => (self.state.last_n + 1, "the next execution".to_owned()),
         };
         self.note(Note::NotifyOf { n, on });
         let not = if on { "" } else { "not " };
-        Ok(format!("the end of {which}, will {not}be told of\n"))
+        Ok(format!("the end of {which} will {not}be told of\n"))
     }
 
     // ---- The end's steps

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
@@ -292,11 +293,11 @@ impl State {
             .map(|(n, execution)| (*n, execution))
     }
 
-    /// Whether a launcher is attached.
-    pub fn has_launcher(&self) -> bool {
+    /// Whether somebody is attached who stays, and not only a command that is over in a moment.
+    pub fn has_frontend(&self) -> bool {
         self.clients
             .values()
-            .any(|client| client.kind == "launcher")
+            .any(|client| !PASSING_KINDS.contains(&client.kind.as_str()))
     }
 
     /// The state that a checkpoint says; `None` where it is not one of ours.
