@@ -94,6 +94,16 @@ def test_a_lifetime_ends_with_notices_and_time_for_finally(sandbox: Sandbox) -> 
     [execution] = sandbox.executions(session["id"])
     assert execution["state"] == "interrupted"
     assert "saving\nsaved\n" in sandbox.cli("logs", session["id"], check=True)[1]
+    assert execution["reason"] == "interrupted at the session's end (lifetime: 8s are over)"
+    # What is left of it.
+    left = sandbox.json("status", session["id"])
+    assert (left["state"], left["end_reason"], left["executions"]) == ("retired", "lifetime: 8s are over", 1)
+    assert (left["engine_end"], left["host_pid"], left["engine_pid"]) == ("exited with code 0", None, None)
+    assert left["created"] < left["ended_at"]
+    assert left["cpu_seconds"] > 0 and left["memory_peak_bytes"] > 10_000_000 and left["memory_bytes"] == 0
+    assert left["outputs"] >= 5, "three lines of farside's, two of its own, and the error"
+    text = sandbox.cli("status", session["id"], check=True)[1]
+    assert "exited with code 0" in text and "lifetime: 8s are over" in text
     steps = [note["step"] for note in notes(sandbox, session, "end_step")]
     assert steps == ["interrupt", "shutdown_request"]
     assert [(n["kind"], n["before"]) for n in notes(sandbox, session, "notice")] == [("lifetime", 5), ("lifetime", 2)]
@@ -163,11 +173,15 @@ def test_extend_and_its_cap(sandbox: Sandbox) -> None:
     new(sandbox, "--max-lifetime", "1h")
     ends_at = sandbox.session()["ends_at"]
     code, _, err = sandbox.cli("extend", "s", "90m")
-    assert code == 4 and "1h" in err and "max_lifetime_cap" in err
+    assert code == 4 and "extended by 1h at most" in err and "max_lifetime_cap is 2h" in err
     sandbox.cli("exec", "s", "1", check=True)
     code, _, err = sandbox.cli("extend", "s", "30m")
-    assert code == 0 and "lifetime" in err
+    assert code == 0 and "lifetime: 1h30m" in err
     assert sandbox.session()["ends_at"] >= ends_at
+    code, out, _ = sandbox.cli("exec", "s", "%farside extend 30m")
+    assert code == 0 and "lifetime: 2h" in out
+    code, _, err = sandbox.cli("exec", "s", "%farside extend 1m")
+    assert code == 1 and "max_lifetime_cap allows (2h)" in err
     code, _, err = sandbox.cli("exec", "s", "%farside set idle_timeout eventually")
     assert code == 1 and "`eventually` is no value for idle_timeout" in err
 
