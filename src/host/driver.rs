@@ -148,7 +148,10 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let loaded = crate::config::Config::load(&settings)?;
+    let loaded = crate::config::Config::load_for_host(&settings)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("settings: {warning}");
+    }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from datetime import UTC, datetime
@@ -183,6 +184,22 @@ def test_a_killed_host_keeps_the_deadline(sandbox: Sandbox) -> None:
     assert time.monotonic() - started < 12 + END_SECONDS
 
 
+def test_a_host_comes_back_whatever_config_toml_says_by_then(sandbox: Sandbox) -> None:
+    session = new(sandbox, "--idle-timeout-detached", "50m")
+    (sandbox.config / "farside").mkdir(mode=0o700)
+    (sandbox.config / "farside/config.toml").write_text("max_lifetime = 'soon'\nretire_grace = '7s'\n")
+    host = sandbox.session()["host_pid"]
+    kill(host)
+    wait_until(lambda: (sandbox.session()["host_pid"] or host) != host, "another host")
+    settings = sandbox.cli("exec", "s", "%farside set", check=True)[1]
+    for key, value in (("idle_timeout_detached", "50m"), ("max_lifetime", "24h"), ("retire_grace", "7s")):
+        assert re.search(rf"^{key} +{value}$", settings, re.MULTILINE), settings
+    assert "`soon` is no value for max_lifetime" in (sandbox.state / session["id"] / "host.log").read_text()
+    # Who creates a session is told.
+    code, _, err = sandbox.cli("new")
+    assert code == 2 and "`soon` is no value for max_lifetime" in err
+
+
 def test_the_end_goes_on_when_its_host_is_killed_in_the_middle(sandbox: Sandbox) -> None:
     session = new(sandbox, "--notices", "none", "--retire-grace", "6s")
     cell = "import time\ntry:\n    time.sleep(100)\nfinally:\n    print('begun', flush=True); time.sleep(3); print('saved')"
@@ -249,7 +266,8 @@ def test_people_are_told(sandbox: Sandbox) -> None:
 
 
 def test_an_engine_that_does_not_answer_is_left_alone(sandbox: Sandbox) -> None:
-    new(sandbox)
+    told = sandbox.work / "told"
+    new(sandbox, "--notify", f"echo $FARSIDE_EVENT >> {told}")
     sandbox.cli("exec", "s", "x = 5", check=True)
     engine = sandbox.session()["engine_pid"]
     status = next(sandbox.state.glob("*/status.json"))
@@ -260,8 +278,12 @@ def test_an_engine_that_does_not_answer_is_left_alone(sandbox: Sandbox) -> None:
         wait_until(
             lambda: json.loads(status.read_text())["unresponsive_since"], "the missing heartbeat to be seen", 40
         )
-        assert "unresponsive" in sandbox.cli("ls", check=True)[1]
-        assert "farside_session_unresponsive" in sandbox.cli("metrics", check=True)[1]
+        for command in (["ls"], ["top", "--once"]):
+            assert "unresponsive" in sandbox.cli(*command, check=True)[1]
+        assert re.search(r"^farside_session_unresponsive\{.*\} 1$", sandbox.cli("metrics", check=True)[1], re.MULTILINE)
+        assert "heartbeat has not answered" in sandbox.cli("status", "s", check=True)[1]
+        assert "heartbeat does not answer" in sandbox.cli("exec", "s", "%farside status", check=True)[1]
+        wait_until(lambda: told.exists() and told.read_text() == "unresponsive\n", "somebody to be told", 20)
     finally:
         os.kill(engine, signal.SIGCONT)
     wait_until(
