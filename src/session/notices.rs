@@ -1,5 +1,7 @@
 //! What the core says of the session's end: notices, in whose output, and when the end will be.
 
+use std::time::Duration;
+
 use serde_json::json;
 
 use super::clock::Now;
@@ -9,6 +11,9 @@ use super::lifetime::{End, EndKind};
 use super::text::{clock_time, span_long};
 use crate::duration::format_duration;
 use crate::journal::record::{ExecutionNumber, Micros, Note};
+
+/// What a notice says can be asked for.
+const OFFER: Duration = Duration::from_secs(2 * 3600);
 
 impl Core {
     /// Says it where a person sees it, in the journal, and by `notify`.
@@ -35,10 +40,18 @@ impl Core {
         let left = self.state.lifetime.left(&self.limits, end, now);
         let (limit, left_text) = (span_long(end.limit), span_long(left));
         let at = clock_time(now.wall.saturating_add(left), now.wall);
+        let more = self.extension_to_ask_for();
+        let or_extend = |before: &str, after: &str| {
+            let text = more.as_ref();
+            text.map_or_else(String::new, |more| {
+                format!("{before}`%farside extend {more}`{after}")
+            })
+        };
         match end.kind {
             EndKind::Idle => format!(
                 "this session ends in {left_text} (at {at}), for nothing was run in it for long ({limit} is the limit). Run \
-                 something, or `%farside extend 2h`, to keep it."
+                 something{} to keep it.",
+                or_extend(", or ", ",")
             ),
             EndKind::Input => format!(
                 "this session ends in {left_text} (at {at}), for it waits for input() and nobody is attached ({limit} is the \
@@ -46,17 +59,22 @@ impl Core {
                 self.facts.id
             ),
             EndKind::Lifetime => format!(
-                "this session ends in {left_text} (at {at}): then its {limit} are over. Save what you need, or move the end \
-                 with `%farside extend 2h`."
+                "this session ends in {left_text} (at {at}): then its {limit} are over. Save what you need{}.",
+                or_extend(", or move the end with ", "")
             ),
             EndKind::Budget => format!(
                 "this session ends when it has used {left_text} more of CPU time: its budget is {limit}. Save what you \
                  need, or `%farside set cpu_budget {}`.",
-                format_duration(std::time::Duration::from_micros(
-                    end.limit.saturating_mul(2)
-                ))
+                format_duration(Duration::from_micros(end.limit.saturating_mul(2)))
             ),
         }
+    }
+
+    /// What a notice offers, within the cap; `None`: nothing is left to ask for.
+    fn extension_to_ask_for(&self) -> Option<String> {
+        let most = self.state.lifetime.can_extend_by(&self.limits);
+        let offer = most.map_or(OFFER, |most| Duration::from_micros(most).min(OFFER));
+        (offer.as_secs() > 0).then(|| format_duration(offer))
     }
 
     /// A line of farside's in the output of what runs for a person. `false`: nothing does, so nobody could see it.

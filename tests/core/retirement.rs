@@ -471,10 +471,18 @@ fn an_extension_moves_the_end_within_the_cap() {
         "{error}"
     );
     b.execute(a, "%farside set idle_timeout 24h");
+    b.skip(a);
+    b.execute(a, "train()");
+    b.engine_begins();
     b.wait(24 * HOUR - 60);
     assert!(!is_ending(&b));
     b.wait(61);
     assert!(is_ending(&b));
+    let heard = b.heard(a).join("\n");
+    assert!(
+        heard.contains("Save what you need.") && !heard.contains("%farside extend"),
+        "{heard}"
+    );
 
     // An idle session stays for what was asked.
     let (mut b, a) = Bench::ready();
