@@ -16,6 +16,7 @@ mod elsewhere;
 mod engine;
 mod gpu;
 mod health;
+mod held;
 mod hook;
 mod inbox;
 mod ingest;
