@@ -153,7 +153,10 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let loaded = crate::config::Config::load(&settings)?;
+    let loaded = crate::config::Config::load_for_host(&settings)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("settings: {warning}");
+    }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
@@ -727,6 +730,7 @@ impl Driver {
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
             active: state.running().is_some(),
+            seen: (state.last_n, state.info.is_some()),
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
@@ -948,7 +952,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
+            gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),

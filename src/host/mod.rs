@@ -59,12 +59,12 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// The `log` setting, as far as it can be known: what is wrong with the settings is said later.
+/// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
 fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
     let flags = Session::open(&args.dirs.session_dir)
         .map(|session| Flags::from_pairs(&session.json.settings))
         .unwrap_or_default();
-    Config::load(&flags)
+    Config::load_for_host(&flags)
         .ok()
         .and_then(|loaded| tracing_subscriber::EnvFilter::try_new(loaded.config.log).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))

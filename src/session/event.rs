@@ -361,6 +361,9 @@ pub struct ExecutionSummary {
 /// The kind of client that `farside console` is.
 pub const CONSOLE_KIND: &str = "console";
 
+/// The kinds of clients that a command of the CLI is which stays for no longer than what it asked for.
+pub const PASSING_KINDS: [&str; 6] = ["exec", "extend", "interrupt", "new", "restart", "stop"];
+
 /// What the CLI asks of a session.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(tag = "command", rename_all = "snake_case")]

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
@@ -288,17 +289,23 @@ impl State {
     pub fn running(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
-            .find(|(_, execution)| {
-                execution.state != ExecutionState::Queued && execution.told != Told::Idle
-            })
+            .find(|(_, execution)| execution.is_running())
             .map(|(n, execution)| (*n, execution))
     }
 
-    /// Whether a launcher is attached.
-    pub fn has_launcher(&self) -> bool {
+    /// The first of those that a person asked for. Of what a frontend runs by itself nobody sees the output.
+    pub fn running_for_person(&self) -> Option<(ExecutionNumber, &Execution)> {
+        self.live
+            .iter()
+            .find(|(_, execution)| execution.by_person && execution.is_running())
+            .map(|(n, execution)| (*n, execution))
+    }
+
+    /// Whether somebody is attached who stays, and not only a command that is over in a moment.
+    pub fn has_frontend(&self) -> bool {
         self.clients
             .values()
-            .any(|client| client.kind == "launcher")
+            .any(|client| !PASSING_KINDS.contains(&client.kind.as_str()))
     }
 
     /// The state that a checkpoint says; `None` where it is not one of ours.
@@ -632,6 +639,12 @@ impl State {
             }
         }
         self.last_activity = time;
+    }
+}
+
+impl Execution {
+    fn is_running(&self) -> bool {
+        self.state != ExecutionState::Queued && self.told != Told::Idle
     }
 }
 
