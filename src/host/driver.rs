@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::cursor::Cursor;
+use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
 use super::hook::Hooks;
@@ -114,6 +115,7 @@ struct Driver {
     core: Core,
     log: Log,
     lookups: Lookups,
+    digester: Digester,
     keeper: Keeper,
     engine: EngineDriver,
     hooks: Hooks,
@@ -185,9 +187,17 @@ pub(super) async fn run(
     let journal_dir = session.dir.journal();
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
+    let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let first_live = state
+        .live
+        .values()
+        .map(|execution| execution.first_seq)
+        .min();
+    let first_live = first_live.unwrap_or(recovered.next_seq);
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
-        log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
+        digester: Digester::start(&session.json.id, log.tail(), first_live)?,
+        log,
         lookups: Lookups::start(&session, inbox.clone())?,
         engine: EngineDriver::new(
             session.clone(),
@@ -493,6 +503,7 @@ impl Driver {
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
         self.lookups.catch_up();
+        self.digester.appended(self.log.shown_bytes());
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -695,7 +706,7 @@ impl Driver {
         let session_id = facts.header_session();
         let tail = self.log.tail();
         let seq = tail.last_seq();
-        let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);
+        let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
         let welcome = Welcome {
             version: VERSION,
             session: facts.id.clone(),
@@ -890,6 +901,7 @@ impl Driver {
         self.commit();
         self.hooks.finish();
         self.lookups.finish();
+        self.digester.finish();
         self.write_status();
         let reason = self.core.state().ended.clone().unwrap_or_default();
         for side in self.streams.values() {

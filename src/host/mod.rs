@@ -10,6 +10,7 @@
 mod clients;
 mod clocks;
 mod cursor;
+mod digest;
 mod driver;
 mod elsewhere;
 mod engine;
@@ -22,6 +23,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod source;
 mod upkeep;
 mod usage;
 
