@@ -27,9 +27,9 @@ def measure(bed: Bed) -> None:
 
 def replay(bed: Bed, what: str, code: str, whole: Limit | None) -> None:
     launcher = bed.launch(FARSIDE_SCRIPTED)
-    session = bed.sandbox.session()["id"]
     count = int(code.split()[1])
     frontend = Frontend(bed, launcher)
+    session = bed.sandbox.session()["id"]
     made = frontend.execute(code)
     assert made["outputs"] == count, made
     # At once: what an index or a cache does in its own time is part of what a person waits for.
