@@ -19,7 +19,7 @@ use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
 use super::hook::Hooks;
-use super::inbox::{Inbox, Queued};
+use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
@@ -40,6 +40,10 @@ use crate::wire::{Channel, Message};
 
 /// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
 const TURN_INPUTS_MAX: usize = 512;
+
+/// And how many bytes, about. Readers get their turn behind it: it must be far less than what stays in memory
+/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files.
+const TURN_BYTES_MAX: usize = 512 << 10;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
@@ -333,7 +337,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
-                _ = receiver.recv_many(&mut inputs, TURN_INPUTS_MAX) => {}
+                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
@@ -391,11 +395,13 @@ impl Driver {
                 messages,
             } => {
                 if generation == self.core.state().generation {
+                    // They came together.
+                    let now = clocks::now();
                     for message in messages {
-                        self.event(Event::EngineMessage {
-                            channel: Channel::Iopub,
-                            message,
-                        });
+                        let channel = Channel::Iopub;
+                        let event = Event::EngineMessage { channel, message };
+                        let effects = self.core.handle(event, now);
+                        self.take(effects);
                     }
                 }
             }
