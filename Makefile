@@ -63,8 +63,11 @@ simulate: ## random sessions of the core: SEEDS of them (`FARSIDE_SEED=17 make s
 e2e: build venv node ## the end-to-end tests, with real frontends and engines
 	FARSIDE_BIN=$(TARGET)/debug/farside $(VENV)/bin/python -m pytest -c tests/e2e/pytest.ini tests/e2e -n $(E2E_JOBS) $(E2E_RERUNS) $(PYTEST_ARGS)
 
+# `make bench BENCH_ARGS="--quick --only latency"`; `BENCH_ARGS=--scaling` measures how cost grows instead.
 bench: release venv ## the limits to hold, paired with the bare engine; writes target/bench.json
-	@FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
+	$(CARGO) build --locked --release --example scripted
+	@FARSIDE_BIN=$(TARGET)/release/farside FARSIDE_SCRIPTED=$(TARGET)/release/examples/scripted \
+	  $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
 
 build:
 	$(CARGO) build --locked

@@ -15,11 +15,12 @@ use tokio::time::Instant;
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::cursor::Cursor;
+use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
 use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
-use super::inbox::{Inbox, Queued};
+use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
@@ -40,6 +41,10 @@ use crate::wire::{Channel, Message};
 
 /// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
 const TURN_INPUTS_MAX: usize = 512;
+
+/// And how many bytes, about. Readers get their turn behind it: it must be far less than what stays in memory
+/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files.
+const TURN_BYTES_MAX: usize = 512 << 10;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
@@ -118,6 +123,7 @@ struct Driver {
     core: Core,
     log: Log,
     lookups: Lookups,
+    digester: Digester,
     keeper: Keeper,
     engine: EngineDriver,
     hooks: Hooks,
@@ -194,9 +200,17 @@ pub(super) async fn run(
     let journal_dir = session.dir.journal();
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
+    let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let first_live = state
+        .live
+        .values()
+        .map(|execution| execution.first_seq)
+        .min();
+    let first_live = first_live.unwrap_or(recovered.next_seq);
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
-        log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
+        digester: Digester::start(&session.json.id, log.tail(), first_live)?,
+        log,
         lookups: Lookups::start(&session, inbox.clone())?,
         engine: EngineDriver::new(
             session.clone(),
@@ -389,7 +403,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
-                _ = receiver.recv_many(&mut inputs, TURN_INPUTS_MAX) => {}
+                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
@@ -451,12 +465,16 @@ impl Driver {
             } => {
                 self.kept.extend(kept);
                 if generation == self.core.state().generation {
+                    // They came together.
+                    let now = clocks::now();
                     for (message, heard) in messages {
-                        self.event(Event::EngineMessage {
+                        let event = Event::EngineMessage {
                             channel: Channel::Iopub,
                             message,
                             heard,
-                        });
+                        };
+                        let effects = self.core.handle(event, now);
+                        self.take(effects);
                     }
                 }
             }
@@ -568,6 +586,7 @@ impl Driver {
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
         self.lookups.catch_up();
+        self.digester.appended(self.log.shown_bytes());
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -773,7 +792,7 @@ impl Driver {
         let session_id = facts.header_session();
         let tail = self.log.tail();
         let seq = tail.last_seq();
-        let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);
+        let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
         let welcome = Welcome {
             version: VERSION,
             session: facts.id.clone(),
@@ -965,6 +984,7 @@ impl Driver {
         self.commit();
         self.hooks.finish();
         self.lookups.finish();
+        self.digester.finish();
         self.write_status();
         let _lock = self.status_file.finish();
         let reason = self.core.state().ended.clone().unwrap_or_default();

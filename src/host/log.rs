@@ -32,6 +32,7 @@ pub struct Log {
     writer: Option<Writer>,
     tail: Tail,
     last: watch::Sender<Last>,
+    shown_bytes: u64,
     failing_since: Option<Micros>,
 }
 
@@ -92,6 +93,7 @@ impl Log {
             writer: Some(writer),
             tail,
             last,
+            shown_bytes: 0,
             failing_since: None,
         }
     }
@@ -99,6 +101,11 @@ impl Log {
     /// For a reader.
     pub fn tail(&self) -> Tail {
         self.tail.clone()
+    }
+
+    /// What the records that readers were shown have cost in memory, in all.
+    pub fn shown_bytes(&self) -> u64 {
+        self.shown_bytes
     }
 
     /// Whether a checkpoint should be written now: a new segment has begun.
@@ -116,7 +123,7 @@ impl Log {
             Some(writer) => writer.append(&records).map(drop),
             None => Err(lost()),
         };
-        self.tail.lock().extend(records);
+        self.shown_bytes += self.tail.lock().extend(records);
         self.last.send_replace(Last::tried(last_seq));
         self.appended(result, now)
     }
@@ -126,7 +133,7 @@ impl Log {
         let (seq, now) = (record.seq, record.time);
         let result = match self.writer.take() {
             Some(mut writer) => {
-                self.tail.lock().extend(vec![record.clone()]);
+                self.shown_bytes += self.tail.lock().extend(vec![record.clone()]);
                 self.last.send_modify(|last| last.shown = seq);
                 let appending = tokio::task::spawn_blocking(move || {
                     let result = writer.append(&[record]).map(drop);
@@ -145,7 +152,7 @@ impl Log {
                 }
             }
             None => {
-                self.tail.lock().extend(vec![record]);
+                self.shown_bytes += self.tail.lock().extend(vec![record]);
                 Err(lost())
             }
         };
@@ -238,16 +245,20 @@ impl Tail {
 }
 
 impl Shared {
-    fn extend(&mut self, records: Vec<Arc<Record>>) {
+    /// Gives what they cost.
+    fn extend(&mut self, records: Vec<Arc<Record>>) -> u64 {
+        let before = self.bytes;
         for record in records {
             self.bytes += cost(&record);
             self.records.push_back(record);
         }
+        let added = self.bytes - before;
         while self.bytes > TAIL_BYTES_MAX && self.records.len() > 1 {
             if let Some(oldest) = self.records.pop_front() {
                 self.bytes -= cost(&oldest);
             }
         }
+        added as u64
     }
 }
 

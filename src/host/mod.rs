@@ -11,6 +11,7 @@
 mod clients;
 mod clocks;
 mod cursor;
+mod digest;
 mod driver;
 mod elsewhere;
 mod engine;
@@ -24,6 +25,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod source;
 mod status_file;
 mod upkeep;
 mod usage;

@@ -111,7 +111,7 @@ impl RequestName {
 
     /// Of a header's JSON text.
     pub fn of_text(header: &str) -> Self {
-        serde_json::from_str::<Header<'_>>(header)
+        Header::read(header.as_bytes())
             .map_or_else(|_| Self(String::new()), |header| Self::of(&header))
     }
 }
@@ -665,14 +665,12 @@ impl Asked {
 
     /// Whether the request is of this type.
     pub fn is_of_type(&self, msg_type: &str) -> bool {
-        serde_json::from_str::<Header<'_>>(&self.header)
-            .is_ok_and(|header| header.msg_type == msg_type)
+        Header::read(self.header.as_bytes()).is_ok_and(|header| header.msg_type == msg_type)
     }
 
     /// Whether the request is for a subshell (JEP 91).
     pub fn has_subshell(&self) -> bool {
-        serde_json::from_str::<Header<'_>>(&self.header)
-            .is_ok_and(|header| header.subshell_id.is_some())
+        Header::read(self.header.as_bytes()).is_ok_and(|header| header.subshell_id.is_some())
     }
 
     /// Tells this request from others: of which socket it came, its type and its msg_id.
@@ -742,7 +740,7 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// The msg_id within a header's JSON text.
 pub fn header_id(header: &str) -> String {
-    serde_json::from_str::<crate::wire::Header<'_>>(header)
+    Header::read(header.as_bytes())
         .map(|header| header.msg_id.into_owned())
         .unwrap_or_default()
 }

@@ -90,6 +90,7 @@ pub fn past_executions(records: &[Record]) -> BTreeMap<ExecutionNumber, PastExec
                         session: String::new(),
                         summary,
                         first_seq,
+                        extent: None,
                         reply_content: None,
                     },
                 );
