@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::adoption::Adoption;
 use super::clock::Now;
+use super::continuity::Continuity;
 use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
@@ -137,6 +138,8 @@ pub struct Core {
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
+    /// Whether all that the engine says arrives.
+    pub(super) continuity: Continuity,
     pub(super) lookups: HashMap<u64, Lookup>,
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
@@ -172,6 +175,7 @@ impl Core {
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
+            continuity: Continuity::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
@@ -260,6 +264,7 @@ impl Core {
                 self.note_checkpoint();
             }
         }
+        self.tell_of_losses(false);
         self.go_on_retiring();
         std::mem::take(&mut self.effects)
     }

@@ -6,6 +6,7 @@
 mod adoption;
 mod attach;
 pub mod clock;
+mod continuity;
 pub mod core;
 mod engine;
 pub mod event;

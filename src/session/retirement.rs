@@ -138,9 +138,11 @@ impl Core {
             None => {}
         }
         let lifetime = &self.state.lifetime;
+        let losses = self.continuity.due().map(|due| due.saturating_sub(now.awake));
         self.ends(now)
             .iter()
             .filter_map(|end| lifetime.due_in(&self.limits, end, now))
+            .chain(losses)
             .min()
     }
 
@@ -223,7 +225,7 @@ impl Core {
     }
 
     /// A line of farside's in the output of what runs. `false`: nothing does.
-    fn say_in_running(&mut self, text: &str) -> bool {
+    pub(super) fn say_in_running(&mut self, text: &str) -> bool {
         let Some((n, header)) = self
             .state
             .running()
