@@ -5,8 +5,9 @@
 
 use serde_json::json;
 
-use super::core::{Core, Engine};
+use super::core::{Core, Engine, Then};
 use super::engine::error_content;
+use super::event::Effect;
 use super::state::{Asked, Attachment, OpenBusy, Told};
 use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
 use crate::wire::Channel;
@@ -77,6 +78,23 @@ impl Core {
                 });
             }
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => {}
+        }
+    }
+
+    /// Goes on with a restart that the last host had begun.
+    pub(super) fn resume_restart(&mut self) {
+        if !self.state.restarting || self.state.lifetime.ending.is_some() {
+            return;
+        }
+        if self.state.engine_pid.is_none() {
+            self.start_engine();
+        } else {
+            // It has heard of it, or has not: it is to end either way.
+            self.engine = Engine::Stopping(Then::Restart);
+            self.effect(Effect::StopEngine {
+                now: false,
+                restart: true,
+            });
         }
     }
 

@@ -154,6 +154,7 @@ impl Core {
         let engine = match state.generation {
             0 => Engine::Absent { why: None },
             _ if state.engine_pid.is_some() => Engine::Starting,
+            _ if state.restarting => Engine::Absent { why: None },
             _ => Engine::Absent {
                 why: Some("the engine had ended".into()),
             },
@@ -291,6 +292,7 @@ impl Core {
         self.compare_clocks(self.clocks);
         self.take_over();
         self.resume_ending();
+        self.resume_restart();
         if self.state.generation == 0 {
             self.start_engine();
         }

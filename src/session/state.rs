@@ -83,6 +83,9 @@ pub struct State {
     /// See `outputs`.
     #[serde(default)]
     pub output_bytes: u64,
+    /// The engine was told to end, and another one is to come.
+    #[serde(default)]
+    pub restarting: bool,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -528,6 +531,7 @@ impl State {
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
                 self.info = None;
+                self.restarting = false;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
             Note::EngineEnded { why, .. } => {
@@ -556,6 +560,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
                 client,
