@@ -22,6 +22,7 @@ use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
+use super::status_file::StatusFile;
 use super::usage::{Sampler, Target};
 use crate::journal::record::{ClientId, Micros, Record};
 use crate::journal::{Writer, WriterOptions};
@@ -110,7 +111,7 @@ type Shape = (&'static str, usize, Option<u32>);
 
 struct Driver {
     session: Session,
-    lock: HostLock,
+    status_file: StatusFile,
     core: Core,
     log: Log,
     lookups: Lookups,
@@ -200,8 +201,8 @@ pub(super) async fn run(
         usage,
         keeper_pid: None,
         keeper,
+        status_file: StatusFile::start(session.clone(), lock)?,
         session,
-        lock,
         inbox,
         clients: HashMap::new(),
         streams: HashMap::new(),
@@ -832,10 +833,7 @@ impl Driver {
     fn write_status(&mut self) {
         self.status_due = None;
         self.shown = (self.shape(), Instant::now());
-        let status = self.status();
-        if let Err(error) = self.session.dir.write_status(&self.lock, &status) {
-            tracing::warn!(%error, "status.json cannot be written");
-        }
+        self.status_file.show(self.status());
     }
 
     fn status(&self) -> Status {
@@ -891,6 +889,7 @@ impl Driver {
         self.hooks.finish();
         self.lookups.finish();
         self.write_status();
+        let _lock = self.status_file.finish();
         let reason = self.core.state().ended.clone().unwrap_or_default();
         for side in self.streams.values() {
             let _ = side.send(Frame::Ended {
