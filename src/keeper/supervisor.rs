@@ -464,10 +464,14 @@ impl Supervisor {
     fn schedule_host(&mut self, lived: Duration) {
         let delay = self.backoff.died_after(lived);
         let failures = self.backoff.failures();
+        let gone = self.dirs.is_session_gone();
         self.host = if failures >= FAILURES_MAX && self.processes.is_empty() && !self.bye {
             log(format_args!(
                 "{failures} hosts in a row died at once, and there is no engine: giving up"
             ));
+            Host::GivenUp
+        } else if gone {
+            log(format_args!("the session's folder was deleted: it is over"));
             Host::GivenUp
         } else {
             Host::Dead {

@@ -120,8 +120,8 @@ impl Continuity {
     }
 
     fn fill(&mut self, number: u64) {
-        let Some(at) = (self.holes.iter())
-            .position(|hole| (hole.first..hole.end).contains(&number))
+        let Some(at) =
+            (self.holes.iter()).position(|hole| (hole.first..hole.end).contains(&number))
         else {
             return;
         };
@@ -285,7 +285,17 @@ mod tests {
 
     #[test]
     fn other_ids_mean_nothing() {
-        for id in ["", "_", "__", "x_7_", "x_7_+1", "x_8_1", "7_1", "x_7_1_", "é_7_99999999999999999999"] {
+        for id in [
+            "",
+            "_",
+            "__",
+            "x_7_",
+            "x_7_+1",
+            "x_8_1",
+            "7_1",
+            "x_7_1_",
+            "é_7_99999999999999999999",
+        ] {
             assert_eq!(numbered(id, 7), None, "{id:?}");
         }
         assert_eq!(numbered("a_b_7_12", 7), Some(("a_b_7", 12)));

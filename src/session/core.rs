@@ -110,6 +110,9 @@ impl Lookup {
     }
 }
 
+/// How often a journal that cannot be written is tried.
+const JOURNAL_RETRY: Micros = 1_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -144,7 +147,8 @@ pub struct Core {
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
-    journal_failing: bool,
+    /// The journal cannot be written; when to try again, on the awake clock.
+    pub(super) journal_retry: Option<Micros>,
 }
 
 impl Core {
@@ -180,7 +184,7 @@ impl Core {
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
-            journal_failing: false,
+            journal_retry: None,
         }
     }
 
@@ -254,7 +258,7 @@ impl Core {
             Event::EngineSignalled { signal } => self.on_engine_signalled(signal),
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
-                self.journal_failing = false;
+                self.journal_retry = None;
                 let why = "the journal could not be written".into();
                 self.note(Note::Gap {
                     from,
@@ -490,10 +494,22 @@ impl Core {
         self.effect(Effect::Query(id, query));
     }
 
-    fn on_journal_failed(&mut self, why: &str) {
-        if std::mem::replace(&mut self.journal_failing, true) {
+    /// Until it can be written again, nobody who comes later knows that something is missing; so one does not wait for
+    /// the next thing that happens by itself.
+    pub(super) fn retry_journal(&mut self) {
+        if self.journal_retry.is_none_or(|at| at > self.clocks.awake) {
             return;
         }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
+        // Small, and true whenever it is said.
+        self.note_clock();
+    }
+
+    fn on_journal_failed(&mut self, why: &str) {
+        if self.journal_retry.is_some() {
+            return;
+        }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
         let text = format!(
             "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
              until there is room again.\n"

@@ -70,7 +70,8 @@ impl Core {
         if let Some(pid) = self.state.engine_pid {
             let in_order = channel == Channel::Iopub;
             let Now { wall, awake, .. } = self.clocks;
-            self.continuity.see(&header.msg_id, pid, in_order, wall, awake);
+            self.continuity
+                .see(&header.msg_id, pid, in_order, wall, awake);
         }
         let parent = message.parent();
         let n = parent
@@ -292,7 +293,9 @@ impl Core {
             "{} messages of the engine never arrived: an engine drops what is not taken from it in time",
             loss.messages
         );
-        self.say_in_running(&format!("{why}. Output of this moment may be missing here."));
+        self.say_in_running(&format!(
+            "{why}. Output of this moment may be missing here."
+        ));
         let Loss { from, until, .. } = loss;
         self.note(Note::Gap { from, until, why });
     }

@@ -83,6 +83,13 @@ class Campaign:
         if self.rig is None:
             return
         rig, self.rig = self.rig, None
+        began = time.monotonic()
+        try:
+            self._close(rig, outcome)
+        finally:
+            outcome.remarks.append(f"{time.monotonic() - began:.1f} s for the session's end")
+
+    def _close(self, rig: Rig, outcome: Outcome) -> None:
         if outcome.problems and len(self.kept) < KEPT_MAX:
             self.kept.append(f"round {outcome.number}: {rig.sandbox.root}")
             outcome.remarks.append(rig.sandbox.logs()[-1500:])

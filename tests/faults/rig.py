@@ -92,6 +92,10 @@ class Rig:
             found["engine"] = engine
         return found
 
+    def journal_bytes(self) -> int:
+        assert self.root is not None
+        return sum(path.stat().st_size for path in (self.root / "journal").glob("*.seg"))
+
     @property
     def sockets(self) -> Path:
         assert self.root is not None
@@ -135,7 +139,6 @@ class Rig:
             self.client.wait_ready(START_SECONDS, alive=self.launcher.running, log=self.launcher.log, busy=True)
         if new:
             self._find_session()
-        self.client.messages.clear()
         return new
 
     def _find_session(self) -> None:
@@ -147,6 +150,7 @@ class Rig:
         """All four processes are there, and the engine knows the cell."""
         self.connect()
         assert self.client is not None
+        self.client.messages.clear()
         engine = self.pids().get("engine")
         if engine is None or engine != self.prepared_for:
             reply = self.client.run(SOURCE, seconds=START_SECONDS).reply
