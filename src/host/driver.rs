@@ -123,7 +123,7 @@ struct Driver {
     hooks: Hooks,
     notifier: Notifier,
     usage: Sampler,
-    keeper_pid: Option<u32>,
+    keeper_process: Option<ProcessId>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -212,7 +212,7 @@ pub(super) async fn run(
         hooks: Hooks::default(),
         notifier: Notifier::new(),
         usage,
-        keeper_pid: None,
+        keeper_process: None,
         keeper,
         status_file: StatusFile::start(session.clone(), lock)?,
         session,
@@ -614,7 +614,8 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
-                self.keeper_pid = Some(hello.keeper_pid);
+                self.keeper_process = ProcessId::of(hello.keeper_pid);
+                self.status_due.get_or_insert_with(Instant::now);
                 for process in &hello.alive {
                     self.end_if_stray(process);
                 }
@@ -712,7 +713,7 @@ impl Driver {
         Target {
             generation: state.generation,
             roots: Roots {
-                keeper: self.keeper_pid,
+                keeper: self.keeper_process.map(|keeper| keeper.pid),
                 host: std::process::id(),
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
@@ -942,6 +943,7 @@ impl Driver {
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: self.process,
+            keeper: self.keeper_process,
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,

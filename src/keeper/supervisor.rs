@@ -379,6 +379,12 @@ impl Supervisor {
 
     fn read_signals(&mut self) -> io::Result<()> {
         while let Some(signal) = self.signals.next()? {
+            // SIGHUP is also how one who waits for a host says so: it is started now, however often it has died.
+            if signal == libc::SIGHUP
+                && let Host::Dead { next_at } = &mut self.host
+            {
+                *next_at = Instant::now();
+            }
             // SIGHUP and SIGINT come from a terminal or a careless kill: the session outlives both. SIGCHLD only
             // wakes us.
             if signal == libc::SIGTERM {

@@ -69,16 +69,18 @@ impl Core {
                 let why = why.clone();
                 self.engine_gone(&why);
             }
-            Engine::Absent { why: None } => {
-                // The first engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
-                let why = "the process that keeps this session was replaced before its engine had started; run it again";
-                self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
-                self.fail_pending("HostReplaced", why, |asked| {
-                    !asked.is_of_type("kernel_info_request")
-                });
-            }
+            Engine::Absent { why: None } => self.fail_for_next_engine(),
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => {}
         }
+    }
+
+    /// The engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
+    fn fail_for_next_engine(&mut self) {
+        let why = "the process that keeps this session was replaced before its engine had started; run it again";
+        self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
+        self.fail_pending("HostReplaced", why, |asked| {
+            !asked.is_of_type("kernel_info_request")
+        });
     }
 
     /// Goes on with a restart that the last host had begun.
@@ -89,7 +91,9 @@ impl Core {
         if self.state.engine_pid.is_none() {
             self.start_engine();
         } else {
-            // It has heard of it, or has not: it is to end either way.
+            // It has heard of it, or has not: it is to end either way. What waited for the one to come, only the last
+            // host had.
+            self.fail_for_next_engine();
             self.engine = Engine::Stopping(Then::Restart);
             self.effect(Effect::StopEngine {
                 now: false,

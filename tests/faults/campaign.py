@@ -61,7 +61,7 @@ class Campaign:
         if self.rig is None:
             self.rig = Rig(tmpfs)
         outcome = rounds.play(self.rig, number, rng, faults)
-        worn = self.rig.rounds >= ROUNDS_A_RIG or (number + 1) % ROUNDS_A_RIG == 0
+        worn = self.rig.is_full() or (number + 1) % ROUNDS_A_RIG == 0
         if outcome.problems or worn or not faults[0].combines:
             self._renew(outcome)
         return outcome

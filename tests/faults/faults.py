@@ -146,7 +146,8 @@ def sockets_removed(rig: Rig, dice: Strike) -> None:
 def disk_full(rig: Rig, dice: Strike) -> None:
     dice.unwritable = True
     ballast = rig.sandbox.state / "ballast"
-    with ballast.open("wb") as file:
+    # The journal may have filled it already.
+    with suppress(OSError), ballast.open("wb") as file:
         usage = os.statvfs(rig.sandbox.state)
         with suppress(OSError):
             os.posix_fallocate(file.fileno(), 0, usage.f_bavail * usage.f_frsize)
@@ -156,7 +157,7 @@ def disk_full(rig: Rig, dice: Strike) -> None:
                 file.write(bytes(4096))
                 file.flush()
     rig.pause(dice.rng.uniform(0.1, 0.8))
-    ballast.unlink()
+    ballast.unlink(missing_ok=True)
 
 
 def disk_read_only(rig: Rig, dice: Strike) -> None:

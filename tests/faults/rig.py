@@ -96,6 +96,10 @@ class Rig:
         assert self.root is not None
         return sum(path.stat().st_size for path in (self.root / "journal").glob("*.seg"))
 
+    def is_full(self) -> bool:
+        """Whether it has written so much that the next rounds may not have room."""
+        return self.root is not None and self.root.exists() and self.journal_bytes() > TMPFS_BYTES // 2
+
     @property
     def sockets(self) -> Path:
         assert self.root is not None
