@@ -178,6 +178,7 @@ impl Core {
 
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
     fn settle_after_gap(&mut self, adoption: &Adoption) {
+        self.tell_of_losses(true);
         self.close_statuses(|busy| adoption.busy.contains(busy));
         for n in self.live_executions() {
             let before = |execution: &super::state::Execution| execution.first_seq < adoption.at;

@@ -51,7 +51,10 @@ class Campaign:
                 number, struck = number + 1, struck + len(outcome.faults)
                 self._tell(outcome)
         finally:
-            self._renew(Outcome(number, ["(end of the session)"]))
+            last = Outcome(number, ["(end of the session)"])
+            self._renew(last)
+            if last.problems:
+                self._tell(last)
         return not any(outcome.problems for outcome in self.outcomes)
 
     def _round(self, number: int) -> Outcome:

@@ -16,8 +16,8 @@ from cell import SOURCE, Watcher
 from disk import Disk
 from sandbox import START_SECONDS, Launcher, Lost, Sandbox, alive
 
-# The state folder of a rig that can be filled up: twice what its rounds write.
-TMPFS_BYTES = 1 << 30
+# The state folder of a rig that can be filled up. A rig that has used up half of it is renewed.
+TMPFS_BYTES = 400 << 20
 
 # What may take a while: a new host, a new engine, a long queue. Other things run on the machine as well.
 SETTLE_SECONDS = 60.0
@@ -177,6 +177,8 @@ class Rig:
                     subprocess.run(["cp", "-a", str(self.sandbox.state), str(kept)], check=False)
                 self._unmount()
             return []
+        # Where all of a session's processes were killed, nobody is left to take its sockets away but this.
+        self.sandbox.cli("prune", "--older-than", "0s")
         wrong = self.sandbox.close()
         if self.tmpfs:
             # The mount point itself was in the way.

@@ -16,7 +16,7 @@ from sandbox import START_SECONDS, alive
 MORE = (0.35, 0.2)
 
 # One message of 200 MB takes its time; most rounds have none, and most of those a smaller one.
-LARGE_SHARE, LARGE_BYTES = 0.05, (20_000_000, 20_000_000, 200_000_000)
+LARGE_SHARE, LARGE_BYTES = 0.05, (20_000_000, 20_000_000, 100_000_000)
 
 # Between the cell's first output and the fault, and between the last repair and the cell's end.
 BEFORE_SECONDS, AFTER_SECONDS = (0.0, 0.4), (0.05, 0.3)
@@ -24,8 +24,11 @@ BEFORE_SECONDS, AFTER_SECONDS = (0.0, 0.4), (0.05, 0.3)
 # With so much more in the journal its host hears the engine: what a host writes at its start is a fraction of it.
 HEARD_BYTES = 20_000
 
+# A loss that is not told of by then never is.
+TOLD_SECONDS = 15.0
+
 # A launcher that takes longer to be ready is remarked upon; nothing fails of it, for the machine may be busy.
-SLOW_SECONDS = 10.0
+SLOW_SECONDS = 6.0
 
 
 @dataclass
@@ -63,8 +66,9 @@ def play(rig: Rig, number: int, rng: random.Random, faults: list[Fault]) -> Outc
     outcome = Outcome(number, [one.name for one in faults])
     began = time.monotonic()
     dice = Strike(rng)
+    played = _Round(rig, outcome, dice)
     try:
-        _Round(rig, outcome, dice).play(faults)
+        played.play(faults)
     except AssertionError as error:
         outcome.problems.append(f"{type(error).__name__}: {str(error)[:1500]}")
     finally:
@@ -72,6 +76,8 @@ def play(rig: Rig, number: int, rng: random.Random, faults: list[Fault]) -> Outc
             undo()
     outcome.remarks += dice.said
     outcome.seconds = time.monotonic() - began
+    if outcome.seconds > SLOW_SECONDS:
+        outcome.remarks.append(" ".join(f"{what}: {seconds:.1f} s" for what, seconds in played.phases.items()))
     rig.rounds += 1
     return outcome
 
@@ -80,6 +86,13 @@ class _Round:
     def __init__(self, rig: Rig, outcome: Outcome, dice: Strike):
         self.rig, self.outcome, self.dice = rig, outcome, dice
         self.kept = Kept()
+        # How long each part of the round took.
+        self.phases: dict[str, float] = {}
+        self._since = time.monotonic()
+
+    def _phase(self, what: str) -> None:
+        now = time.monotonic()
+        self.phases[what], self._since = now - self._since, now
 
     def play(self, faults: list[Fault]) -> None:
         rig, rng = self.rig, self.dice.rng
@@ -95,12 +108,16 @@ class _Round:
         sight = rig.client.watch(msg_id)
         rig.wait(lambda: cell.count > 0, "the cell to begin")
         rig.pause(rng.uniform(*BEFORE_SECONDS))
+        self._phase("start")
         for fault in faults:
             fault.strike(rig, self.dice)
+        self._phase("faults")
         launcher_died = not alive(before["launcher"])
         watched = self._go_on(msg_id, sight, cell, before)
         self._judge(msg_id, watched, cell, engine_died=not alive(before["engine"]), launcher_died=launcher_died)
+        self._phase("judging")
         self._afterwards()
+        self._phase("afterwards")
 
     def _go_on(self, msg_id: str, sight: Sight, cell: Cell, before: dict[str, int]) -> list[tuple[Sight, bool]]:
         """To the end of the cell. Gives what frontends saw of it, and whether by attaching."""
@@ -128,11 +145,13 @@ class _Round:
                 lambda: rig.journal_bytes() > size + HEARD_BYTES or not alive(before["engine"]),
                 "new outputs in the journal",
             )
+        self._phase("repair")
         rig.pause(dice.rng.uniform(*AFTER_SECONDS))
         cell.stop()
         for one, attached in watched:
             if attached or len(watched) == 1:
                 rig.wait(lambda one=one: one.over, f"reply and idle of the cell (attached: {attached})")
+        self._phase("the cell's end")
         return watched
 
     def _judge(
@@ -140,7 +159,8 @@ class _Round:
     ) -> None:
         rig, dice, outcome = self.rig, self.dice, self.outcome
         if not dice.deleted:
-            seconds = 0.5 if dice.damaged else 10.0
+            is_over = self.disk is not rig.disk
+            seconds = 0.5 if dice.damaged or is_over else 10.0
             deadline = time.monotonic() + seconds
             # After a failure the journal's next record may take a second: only then it is known that some are missing.
             while (
@@ -165,7 +185,13 @@ class _Round:
         elif lost:
             outcome.unkept += len(lost)
             outcome.problems.append(f"{len(lost)} messages were shown and are not in the journal: {lost[:3]}")
-        said, silent = self.kept.missing(None if engine_died else cell.count)
+        printed = None if engine_died else cell.count
+        # Losses that go on are told of together, every ten seconds.
+        deadline = time.monotonic() + TOLD_SECONDS
+        while self.kept.missing(printed)[1] and time.monotonic() < deadline:
+            rig.pause(0.1)
+            self._read(msg_id)
+        said, silent = self.kept.missing(printed)
         outcome.said += sum(map(len, said))
         outcome.silent += sum(map(len, silent))
         if silent:
@@ -193,6 +219,10 @@ class _Round:
     def _afterwards(self) -> None:
         """The next launcher works, all questions are answered, and there is no process too many."""
         rig, flood = self.rig, self.dice.flood
+        if self.dice.deleted and rig.launcher is not None:
+            # Nobody could find this session any more: with its last frontend it ends.
+            rig.launcher.kill()
+            rig.wait(lambda: not rig.sandbox.processes(), "a session without a folder to end")
         rig.connect()
         assert rig.client is not None
         result = rig.client.run("print('it', 'works')", seconds=START_SECONDS)
