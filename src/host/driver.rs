@@ -16,8 +16,9 @@ use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::cursor::Cursor;
 use super::elsewhere;
-use super::engine::{EngineDriver, EngineInput, TransportChoice};
+use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
 use super::ground::{self, Ground};
+use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
 use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log, is_large};
@@ -27,11 +28,11 @@ use super::status_file::StatusFile;
 use super::usage::{Sampler, Target};
 use crate::journal::record::{ClientId, Micros, Record};
 use crate::journal::{Writer, WriterOptions};
-use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
+use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, VERSION, Welcome};
 use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
-use crate::session::event::{Command, Effect, Event};
+use crate::session::event::{Command, Effect, Event, Gap};
 use crate::session::state::State;
 use crate::session::usage::Roots;
 use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
@@ -67,7 +68,9 @@ pub(super) enum Input {
     Event(Event),
     Iopub {
         generation: u32,
-        messages: Vec<Message>,
+        /// Each with its end in the stream.
+        messages: Vec<(Message, u32)>,
+        kept: Option<Kept>,
     },
     Engine(EngineInput),
     Open(Opening),
@@ -132,6 +135,8 @@ struct Driver {
     records: Vec<Arc<Record>>,
     after: Vec<Effect>,
     acks: HashMap<StreamId, u64>,
+    /// What was read from the engine for this turn.
+    kept: Vec<Kept>,
     /// Streams that wait for the answer to their command.
     commands: HashMap<u64, (StreamId, u64)>,
     next_command: u64,
@@ -223,6 +228,7 @@ pub(super) async fn run(
         records: Vec::new(),
         after: Vec::new(),
         acks: HashMap::new(),
+        kept: Vec::new(),
         commands: HashMap::new(),
         next_command: 0,
         status_due: None,
@@ -236,7 +242,12 @@ pub(super) async fn run(
         homeless: false,
         over: false,
     };
-    driver.open()?;
+    // As late as can be: until then the keeper reads them.
+    let held = match driver.core.state().engine_pid {
+        Some(_) => driver.keeper.take_held().await,
+        None => Vec::new(),
+    };
+    driver.open(&held)?;
     driver.accept()?;
     let ground = Ground::watch(&driver.session.dir, driver.inbox.clone());
     let result = driver.turns(&mut receiver).await;
@@ -259,7 +270,7 @@ fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
 
 impl Driver {
     /// The first turn: what an earlier host left is taken over.
-    fn open(&mut self) -> std::io::Result<()> {
+    fn open(&mut self, held: &[(keeper::Stream, Fds)]) -> std::io::Result<()> {
         let (gap_from, ended) = (
             self.core.state().last_record,
             self.core.state().ended.is_some(),
@@ -288,43 +299,95 @@ impl Driver {
         let effects = self.core.open(std::process::id(), clocks::now());
         self.take(effects);
         if let (generation, Some(pid), start_time) = engine {
-            self.adopt(generation, pid, start_time, gap_from);
+            self.adopt(generation, pid, start_time, gap_from, held);
         }
         self.status_due = Some(Instant::now());
         self.commit();
         Ok(())
     }
 
-    fn adopt(&mut self, generation: u32, pid: u32, start_time: u64, gap_from: u64) {
+    fn adopt(
+        &mut self,
+        generation: u32,
+        pid: u32,
+        start_time: u64,
+        gap_from: u64,
+        held: &[(keeper::Stream, Fds)],
+    ) {
+        let mut taken = self.taken(generation, held);
         let lives = ProcessId {
             pid,
             start_ticks: start_time,
         }
         .is_alive();
-        if lives {
-            let why = "the process that keeps this session was killed and replaced".to_owned();
-            self.event(Event::Adopted { gap_from, why });
-            let process = Process {
-                id: format!("engine-{generation}"),
-                pid,
-                start_time,
-            };
-            match self.engine.adopt(generation, process) {
-                Ok(watch) => self.tell_keeper(watch),
-                Err(why) => self.event(Event::EngineEnded {
-                    generation,
-                    end: None,
-                    why,
-                }),
-            }
-        } else {
+        // Of an engine that has ended meanwhile, what it said is still to be read.
+        if !lives && taken.is_empty() {
             // How it ended, a keeper that lived on will say with its first word.
             self.inbox.send_now(Input::Event(Event::EngineEnded {
                 generation,
                 end: None,
                 why: "ended while nobody watched it".into(),
             }));
+            return;
         }
+        let why = match taken.get(&Channel::Iopub) {
+            Some(iopub) if iopub.is_full() => Some(
+                "the process that keeps this session was killed and replaced, and the engine said more meanwhile than \
+                 can be held",
+            ),
+            Some(_) => None,
+            None => Some("the process that keeps this session was killed and replaced"),
+        };
+        let gap = why.map(|why| Gap {
+            from: gap_from,
+            why: why.to_owned(),
+        });
+        tracing::info!(engine = pid, without_gap = gap.is_none(), "adopted");
+        self.event(Event::Adopted { gap });
+        let process = Process {
+            id: spawn_id(generation),
+            pid,
+            start_time,
+        };
+        let heard = self.core.state().heard.clone();
+        let stream = |channel| {
+            let position = heard.get(&channel).copied().unwrap_or(0);
+            Stream::new(channel, position, taken.remove(&channel))
+        };
+        match self.engine.adopt(generation, process, stream) {
+            Ok(watch) => self.tell_keeper(watch),
+            Err(why) => self.event(Event::EngineEnded {
+                generation,
+                end: None,
+                why,
+            }),
+        }
+    }
+
+    /// The streams of this engine that the keeper held, as far as they can be gone on with.
+    fn taken(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Taken> {
+        let mut all = HashMap::new();
+        for channel in CHANNELS {
+            let is_it = |(stream, _): &&(keeper::Stream, Fds)| {
+                stream.process == spawn_id(generation) && stream.name == channel.name()
+            };
+            let heard = self.core.state().heard.get(&channel).copied().unwrap_or(0);
+            match held
+                .iter()
+                .find(is_it)
+                .map(|(_, fds)| Taken::new(fds, heard))
+            {
+                Some(Ok(Some(taken))) => drop(all.insert(channel, taken)),
+                Some(Ok(None)) => {
+                    tracing::warn!(?channel, "what was held of the engine is not whole")
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, ?channel, "what was held of the engine cannot be had")
+                }
+                None => {}
+            }
+        }
+        all
     }
 
     async fn turns(
@@ -355,6 +418,8 @@ impl Driver {
             self.end_if_homeless();
             self.append_large().await;
             self.commit();
+            // Only now is it where a host that comes after us finds it.
+            self.kept.drain(..).for_each(Kept::consume);
             self.show_status();
             self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
@@ -397,17 +462,23 @@ impl Driver {
             Input::Iopub {
                 generation,
                 messages,
+                kept,
             } => {
+                self.kept.extend(kept);
                 if generation == self.core.state().generation {
-                    for message in messages {
+                    for (message, heard) in messages {
                         self.event(Event::EngineMessage {
                             channel: Channel::Iopub,
                             message,
+                            heard,
                         });
                     }
                 }
             }
             Input::Engine(input) => {
+                if let EngineInput::Message { kept, .. } = &input {
+                    self.kept.extend(kept.clone());
+                }
                 let output = self.engine.input(input, self.core.awaits_engine());
                 if let Some(message) = output.keeper {
                     self.tell_keeper(message);
@@ -661,6 +732,8 @@ impl Driver {
             FromKeeper::Refused { about, error } => {
                 tracing::warn!(about, error, "the keeper refused")
             }
+            // The answer to what this host asks before its first turn: it came too late.
+            FromKeeper::Held { .. } => {}
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
         }

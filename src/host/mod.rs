@@ -17,6 +17,7 @@ mod engine;
 mod gpu;
 mod ground;
 mod health;
+mod held;
 mod hook;
 mod inbox;
 mod ingest;
