@@ -18,6 +18,7 @@ use super::cursor::Cursor;
 use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
+use super::ground::{self, Ground};
 use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
 use super::inbox::{self, Inbox, Queued};
@@ -104,6 +105,8 @@ pub(super) enum Input {
     Orphaned {
         client: ClientId,
     },
+    /// Something in the session's folders was deleted.
+    Deleted,
 }
 
 /// A client as the driver knows it.
@@ -129,7 +132,7 @@ struct Driver {
     hooks: Hooks,
     notifier: Notifier,
     usage: Sampler,
-    keeper_pid: Option<u32>,
+    keeper_process: Option<ProcessId>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -149,7 +152,17 @@ struct Driver {
     /// This very process.
     process: Option<ProcessId>,
     connection_file: Option<String>,
+    accepting: Accepting,
+    /// The session's folder was deleted: it ends when the last client has left.
+    homeless: bool,
     over: bool,
+}
+
+/// The link's socket, and the task that accepts there.
+struct Accepting {
+    /// `None`: there is no socket at the moment.
+    socket: Option<(u64, u64)>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 /// Runs the session until it ends.
@@ -221,7 +234,7 @@ pub(super) async fn run(
         hooks: Hooks::default(),
         notifier: Notifier::new(),
         usage,
-        keeper_pid: None,
+        keeper_process: None,
         keeper,
         status_file: StatusFile::start(session.clone(), lock)?,
         session,
@@ -239,6 +252,11 @@ pub(super) async fn run(
         shown: (("", 0, None), Instant::now()),
         process: ProcessId::of(std::process::id()),
         connection_file: None,
+        accepting: Accepting {
+            socket: None,
+            task: tokio::task::spawn_local(async {}),
+        },
+        homeless: false,
         over: false,
     };
     // As late as can be: until then the keeper reads them.
@@ -247,12 +265,11 @@ pub(super) async fn run(
         None => Vec::new(),
     };
     driver.open(&held)?;
-    let listener = bind_link(&driver.session)?;
-    let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
+    driver.accept()?;
+    let ground = Ground::watch(&driver.session.dir, driver.inbox.clone());
     let result = driver.turns(&mut receiver).await;
+    drop(ground);
     let notifier = driver.close().await;
-    // Who came too late sees at once that nobody is here.
-    accepting.abort();
     drop(receiver);
     notifier.finish().await;
     result
@@ -415,6 +432,7 @@ impl Driver {
                 shares.push(share);
                 self.input(item);
             }
+            self.end_if_homeless();
             self.append_large().await;
             self.commit();
             // Only now is it where a host that comes after us finds it.
@@ -535,6 +553,7 @@ impl Driver {
                     self.detach(client, "its link broke and did not come back");
                 }
             }
+            Input::Deleted => self.on_deleted(),
             Input::Orphaned { client } => {
                 if self.clients.contains_key(&client) {
                     self.detach(client, "the process it lived for is gone");
@@ -688,7 +707,11 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
-                self.keeper_pid = Some(hello.keeper_pid);
+                self.keeper_process = ProcessId::of(hello.keeper_pid);
+                self.status_due.get_or_insert_with(Instant::now);
+                for process in &hello.alive {
+                    self.end_if_stray(process);
+                }
                 for ended in hello.ended {
                     self.on_keeper(FromKeeper::Ended(ended));
                 }
@@ -738,13 +761,54 @@ impl Driver {
         }
     }
 
+    /// The link's socket is made (again), and who was served stays served.
+    fn accept(&mut self) -> std::io::Result<()> {
+        self.session
+            .dir
+            .ensure_sockets_dir()
+            .map_err(std::io::Error::other)?;
+        let listener = bind_link(&self.session)?;
+        let socket = ground::identity(&self.session.dir.link_socket());
+        let task = tokio::task::spawn_local(clients::accept(listener, self.inbox.clone()));
+        // The streams of the old one live in it, so it goes on; nobody finds it any more.
+        self.accepting = Accepting { socket, task };
+        Ok(())
+    }
+
+    fn on_deleted(&mut self) {
+        if self.over {
+            return;
+        }
+        if !self.homeless && ground::is_gone(&self.session.dir) {
+            let why = "the session's folder was deleted";
+            tracing::error!("{why}; the session ends when nobody is attached");
+            self.homeless = true;
+            self.log.close(why);
+        }
+        self.log.look_after_file();
+        let there = ground::identity(&self.session.dir.link_socket());
+        if there.is_none() || there != self.accepting.socket {
+            tracing::warn!("the link's socket was deleted; it is made again");
+            if let Err(error) = self.accept() {
+                tracing::error!(%error, "the link's socket cannot be made");
+            }
+        }
+    }
+
+    /// Nobody could ever come back to it.
+    fn end_if_homeless(&mut self) {
+        if self.homeless && self.clients.is_empty() && self.core.state().lifetime.ending.is_none() {
+            self.end("stopped: its folder was deleted");
+        }
+    }
+
     fn usage_target(&self) -> Target {
         let state = self.core.state();
         let engine = self.engine.process();
         Target {
             generation: state.generation,
             roots: Roots {
-                keeper: self.keeper_pid,
+                keeper: self.keeper_process.map(|keeper| keeper.pid),
                 host: std::process::id(),
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
@@ -753,6 +817,28 @@ impl Driver {
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
+    }
+
+    /// An engine that the last host had asked for, and died before it had noted it: nobody knows of it.
+    fn end_if_stray(&mut self, process: &Process) {
+        let named = ProcessId {
+            pid: process.pid,
+            start_ticks: process.start_time,
+        };
+        if self.is_our_engine(process) || self.engine.watches(process) || !named.is_alive() {
+            return;
+        }
+        tracing::warn!(
+            process = process.id,
+            pid = process.pid,
+            "an engine that is not this session's; killed"
+        );
+        self.tell_keeper(ToKeeper::Signal {
+            pid: process.pid,
+            start_time: process.start_time,
+            signal: libc::SIGKILL,
+            group: true,
+        });
     }
 
     fn is_our_engine(&self, process: &Process) -> bool {
@@ -953,6 +1039,7 @@ impl Driver {
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: self.process,
+            keeper: self.keeper_process,
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,
@@ -1000,6 +1087,8 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, gone).await;
+        // Who came too late sees at once that nobody is here.
+        self.accepting.task.abort();
         let _ = std::fs::remove_dir_all(self.session.dir.sockets());
         self.tell_keeper(ToKeeper::Bye);
         self.keeper.flush().await;

@@ -5,7 +5,7 @@
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
 //! journal's writing end, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
 //! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
-//! are long over, `usage` and `gpu` what the engine's processes use, `health` its heartbeat, `status_file` the thread that
+//! are long over, `usage` and `gpu` what the engine's processes use, `ground` whether the folders are still there, `health` its heartbeat, `status_file` the thread that
 //! writes status.json.
 
 mod clients;
@@ -16,6 +16,7 @@ mod driver;
 mod elsewhere;
 mod engine;
 mod gpu;
+mod ground;
 mod health;
 mod held;
 mod hook;

@@ -238,6 +238,8 @@ pub enum Note {
     },
     /// Somebody interrupted what runs.
     Interrupted,
+    /// A new engine was asked for in the place of the one that runs. A host that comes after this one goes on with it.
+    Restarting,
     /// From here on `client` gets the outputs of execution `n` with `parent` as their parent_header: first those
     /// already in the journal, compacted, then each new one.
     Attach {

@@ -7,6 +7,7 @@ mod adjusting;
 mod adoption;
 mod attach;
 pub mod clock;
+mod continuity;
 pub mod core;
 mod engine;
 pub mod event;

@@ -280,6 +280,7 @@ impl Core {
             // It will be as new as it can be.
             Engine::Starting if self.state.engine_pid.is_none() => self.fail_for_restart(),
             Engine::Starting | Engine::Probing | Engine::Connected => {
+                self.note(Note::Restarting);
                 self.fail_for_restart();
                 self.engine = Engine::Stopping(Then::Restart);
                 self.effect(Effect::StopEngine {

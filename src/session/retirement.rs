@@ -82,13 +82,19 @@ impl Core {
             None => self.facts.boot.is_empty() && now == Now::from(now.wall),
         };
         if !holds {
-            let boot = self.facts.boot.clone();
-            self.note(Note::Clock {
-                awake: now.awake,
-                elapsed: now.elapsed,
-                boot,
-            });
+            self.note_clock();
         }
+    }
+
+    /// What the clocks show now.
+    pub(super) fn note_clock(&mut self) {
+        let (awake, elapsed) = (self.clocks.awake, self.clocks.elapsed);
+        let boot = self.facts.boot.clone();
+        self.note(Note::Clock {
+            awake,
+            elapsed,
+            boot,
+        });
     }
 
     fn doing(&self) -> Doing {
@@ -139,6 +145,15 @@ impl Core {
         if self.state.ended.is_some() {
             return None;
         }
+        let own = [self.continuity.due(), self.journal_retry];
+        let own = own
+            .into_iter()
+            .flatten()
+            .map(|due| due.saturating_sub(now.awake));
+        own.chain(self.retirement_deadline(now)).min()
+    }
+
+    fn retirement_deadline(&self, now: Now) -> Option<Micros> {
         match &self.retiring {
             Some(
                 Retiring::Unheard { until }
@@ -157,6 +172,7 @@ impl Core {
 
     /// Does what is due.
     pub(super) fn on_tick(&mut self, now: Now) {
+        self.retry_journal();
         if self.retiring.is_some() {
             return;
         }

@@ -84,6 +84,9 @@ pub struct State {
     /// See `outputs`.
     #[serde(default)]
     pub output_bytes: u64,
+    /// The engine was told to end, and another one is to come.
+    #[serde(default)]
+    pub restarting: bool,
     /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
     #[serde(default)]
     pub heard: BTreeMap<Channel, u32>,
@@ -544,6 +547,7 @@ impl State {
                 self.engine_pid = Some(*pid);
                 self.heard.clear();
                 self.info = None;
+                self.restarting = false;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
             Note::EngineEnded { why, .. } => {
@@ -572,6 +576,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
                 client,
