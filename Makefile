@@ -68,8 +68,11 @@ FAULTS ?= 500
 faults: release venv ## real processes killed, stopped and starved: FAULTS of it (`FARSIDE_SEED=17 make faults` throws the same dice again)
 	@FAULTS=$(FAULTS) FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/campaign.py --json $(TARGET)/faults.json $(FAULTS_ARGS)
 
+# `make bench BENCH_ARGS="--quick --only latency"`; `BENCH_ARGS=--scaling` measures how cost grows instead.
 bench: release venv ## the limits to hold, paired with the bare engine; writes target/bench.json
-	@FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
+	$(CARGO) build --locked --release --example scripted
+	@FARSIDE_BIN=$(TARGET)/release/farside FARSIDE_SCRIPTED=$(TARGET)/release/examples/scripted \
+	  $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
 
 build:
 	$(CARGO) build --locked

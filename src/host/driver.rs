@@ -15,12 +15,13 @@ use tokio::time::Instant;
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::cursor::Cursor;
+use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
 use super::ground::{self, Ground};
 use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
-use super::inbox::{Inbox, Queued};
+use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
@@ -41,6 +42,10 @@ use crate::wire::{Channel, Message};
 
 /// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
 const TURN_INPUTS_MAX: usize = 512;
+
+/// And how many bytes, about. Readers get their turn behind it: it must be far less than what stays in memory
+/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files.
+const TURN_BYTES_MAX: usize = 512 << 10;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
@@ -121,6 +126,7 @@ struct Driver {
     core: Core,
     log: Log,
     lookups: Lookups,
+    digester: Digester,
     keeper: Keeper,
     engine: EngineDriver,
     hooks: Hooks,
@@ -166,7 +172,10 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let loaded = crate::config::Config::load(&settings)?;
+    let loaded = crate::config::Config::load_for_host(&settings)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("settings: {warning}");
+    }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
@@ -204,9 +213,17 @@ pub(super) async fn run(
     let journal_dir = session.dir.journal();
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
+    let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let first_live = state
+        .live
+        .values()
+        .map(|execution| execution.first_seq)
+        .min();
+    let first_live = first_live.unwrap_or(recovered.next_seq);
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
-        log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
+        digester: Digester::start(&session.json.id, log.tail(), first_live)?,
+        log,
         lookups: Lookups::start(&session, inbox.clone())?,
         engine: EngineDriver::new(
             session.clone(),
@@ -403,7 +420,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
-                _ = receiver.recv_many(&mut inputs, TURN_INPUTS_MAX) => {}
+                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
@@ -466,12 +483,16 @@ impl Driver {
             } => {
                 self.kept.extend(kept);
                 if generation == self.core.state().generation {
+                    // They came together.
+                    let now = clocks::now();
                     for (message, heard) in messages {
-                        self.event(Event::EngineMessage {
+                        let event = Event::EngineMessage {
                             channel: Channel::Iopub,
                             message,
                             heard,
-                        });
+                        };
+                        let effects = self.core.handle(event, now);
+                        self.take(effects);
                     }
                 }
             }
@@ -584,6 +605,7 @@ impl Driver {
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
         self.lookups.catch_up();
+        self.digester.appended(self.log.shown_bytes());
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -791,6 +813,7 @@ impl Driver {
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
             active: state.running().is_some(),
+            seen: (state.last_n, state.info.is_some()),
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
@@ -855,7 +878,7 @@ impl Driver {
         let session_id = facts.header_session();
         let tail = self.log.tail();
         let seq = tail.last_seq();
-        let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);
+        let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
         let welcome = Welcome {
             version: VERSION,
             session: facts.id.clone(),
@@ -1035,7 +1058,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
+            gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
@@ -1048,6 +1071,7 @@ impl Driver {
         self.commit();
         self.hooks.finish();
         self.lookups.finish();
+        self.digester.finish();
         self.write_status();
         let _lock = self.status_file.finish();
         let reason = self.core.state().ended.clone().unwrap_or_default();

@@ -32,6 +32,7 @@ pub struct Log {
     writer: Option<Writer>,
     tail: Tail,
     last: watch::Sender<Last>,
+    shown_bytes: u64,
     failing_since: Option<Micros>,
     /// Nothing can be kept any more, and why.
     closed: Option<&'static str>,
@@ -94,6 +95,7 @@ impl Log {
             writer: Some(writer),
             tail,
             last,
+            shown_bytes: 0,
             failing_since: None,
             closed: None,
         }
@@ -118,6 +120,11 @@ impl Log {
         self.tail.clone()
     }
 
+    /// What the records that readers were shown have cost in memory, in all.
+    pub fn shown_bytes(&self) -> u64 {
+        self.shown_bytes
+    }
+
     /// Whether a checkpoint should be written now: a new segment has begun.
     pub fn wants_checkpoint(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::wants_checkpoint)
@@ -134,7 +141,7 @@ impl Log {
             (Some(writer), None) => writer.append(&records).map(drop),
             (None, None) => Err(lost()),
         };
-        self.tail.lock().extend(records);
+        self.shown_bytes += self.tail.lock().extend(records);
         self.last.send_replace(Last::tried(last_seq));
         self.appended(result, now)
     }
@@ -144,7 +151,7 @@ impl Log {
         let (seq, now) = (record.seq, record.time);
         let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
-                self.tail.lock().extend(vec![record.clone()]);
+                self.shown_bytes += self.tail.lock().extend(vec![record.clone()]);
                 self.last.send_modify(|last| last.shown = seq);
                 let appending = tokio::task::spawn_blocking(move || {
                     let result = writer.append(&[record]).map(drop);
@@ -163,7 +170,7 @@ impl Log {
                 }
             }
             None => {
-                self.tail.lock().extend(vec![record]);
+                self.shown_bytes += self.tail.lock().extend(vec![record]);
                 Err(self.closed.map_or_else(lost, io::Error::other))
             }
         };
@@ -256,16 +263,20 @@ impl Tail {
 }
 
 impl Shared {
-    fn extend(&mut self, records: Vec<Arc<Record>>) {
+    /// Gives what they cost.
+    fn extend(&mut self, records: Vec<Arc<Record>>) -> u64 {
+        let before = self.bytes;
         for record in records {
             self.bytes += cost(&record);
             self.records.push_back(record);
         }
+        let added = self.bytes - before;
         while self.bytes > TAIL_BYTES_MAX && self.records.len() > 1 {
             if let Some(oldest) = self.records.pop_front() {
                 self.bytes -= cost(&oldest);
             }
         }
+        added as u64
     }
 }
 

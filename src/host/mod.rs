@@ -11,6 +11,7 @@
 mod clients;
 mod clocks;
 mod cursor;
+mod digest;
 mod driver;
 mod elsewhere;
 mod engine;
@@ -25,6 +26,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod source;
 mod status_file;
 mod upkeep;
 mod usage;
@@ -60,12 +62,12 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// The `log` setting, as far as it can be known: what is wrong with the settings is said later.
+/// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
 fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
     let flags = Session::open(&args.dirs.session_dir)
         .map(|session| Flags::from_pairs(&session.json.settings))
         .unwrap_or_default();
-    Config::load(&flags)
+    Config::load_for_host(&flags)
         .ok()
         .and_then(|loaded| tracing_subscriber::EnvFilter::try_new(loaded.config.log).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))

@@ -130,6 +130,7 @@ pub struct Core {
     /// As last sampled; the journal has coarser figures.
     pub(super) cpu_now: Micros,
     pub(super) memory_bytes: u64,
+    pub(super) gpu_memory_bytes: Option<u64>,
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
@@ -173,6 +174,7 @@ impl Core {
             retiring: None,
             cpu_now: 0,
             memory_bytes: 0,
+            gpu_memory_bytes: None,
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),

@@ -415,7 +415,7 @@ impl Core {
             Ok(Magic::Extend(seconds)) => {
                 let answer = self
                     .extend(seconds)
-                    .map(|ends| format!("the session now ends {ends}"));
+                    .map(|ends| format!("extended. The session now ends\n{ends}"));
                 self.magic_result(&asked, answer);
             }
             Ok(Magic::ShowSettings) => {
