@@ -183,6 +183,7 @@ fn describe_note(note: &Note) -> Option<String> {
         | Note::EngineStarted { .. }
         | Note::EngineReady { .. }
         | Note::Interrupted
+        | Note::Restarting
         | Note::ClientAttached { .. }
         | Note::ClientDetached { .. }
         | Note::Execution { .. }
@@ -362,6 +363,7 @@ mod tests {
             Arc::new(Record {
                 seq,
                 time: seq * 1_000_000,
+                heard: 0,
                 body,
             }),
             NOWHERE,

@@ -45,6 +45,7 @@ impl Journal {
                 Arc::new(Record {
                     seq,
                     time: seq,
+                    heard: 0,
                     body,
                 })
             })

@@ -17,7 +17,9 @@ use super::clocks;
 use super::cursor::Cursor;
 use super::digest::Digester;
 use super::elsewhere;
-use super::engine::{EngineDriver, EngineInput, TransportChoice};
+use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
+use super::ground::{self, Ground};
+use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
 use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
@@ -27,11 +29,11 @@ use super::status_file::StatusFile;
 use super::usage::{Sampler, Target};
 use crate::journal::record::{ClientId, Micros, Record};
 use crate::journal::{Writer, WriterOptions};
-use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
+use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, VERSION, Welcome};
 use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
-use crate::session::event::{Command, Effect, Event};
+use crate::session::event::{Command, Effect, Event, Gap};
 use crate::session::state::State;
 use crate::session::usage::Roots;
 use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
@@ -71,7 +73,9 @@ pub(super) enum Input {
     Event(Event),
     Iopub {
         generation: u32,
-        messages: Vec<Message>,
+        /// Each with its end in the stream.
+        messages: Vec<(Message, u32)>,
+        kept: Option<Kept>,
     },
     Engine(EngineInput),
     Open(Opening),
@@ -101,6 +105,8 @@ pub(super) enum Input {
     Orphaned {
         client: ClientId,
     },
+    /// Something in the session's folders was deleted.
+    Deleted,
 }
 
 /// A client as the driver knows it.
@@ -126,7 +132,7 @@ struct Driver {
     hooks: Hooks,
     notifier: Notifier,
     usage: Sampler,
-    keeper_pid: Option<u32>,
+    keeper_process: Option<ProcessId>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -135,6 +141,8 @@ struct Driver {
     records: Vec<Arc<Record>>,
     after: Vec<Effect>,
     acks: HashMap<StreamId, u64>,
+    /// What was read from the engine for this turn.
+    kept: Vec<Kept>,
     /// Streams that wait for the answer to their command.
     commands: HashMap<u64, (StreamId, u64)>,
     next_command: u64,
@@ -144,7 +152,17 @@ struct Driver {
     /// This very process.
     process: Option<ProcessId>,
     connection_file: Option<String>,
+    accepting: Accepting,
+    /// The session's folder was deleted: it ends when the last client has left.
+    homeless: bool,
     over: bool,
+}
+
+/// The link's socket, and the task that accepts there.
+struct Accepting {
+    /// `None`: there is no socket at the moment.
+    socket: Option<(u64, u64)>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 /// Runs the session until it ends.
@@ -154,7 +172,10 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let loaded = crate::config::Config::load(&settings)?;
+    let loaded = crate::config::Config::load_for_host(&settings)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("settings: {warning}");
+    }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
@@ -213,7 +234,7 @@ pub(super) async fn run(
         hooks: Hooks::default(),
         notifier: Notifier::new(),
         usage,
-        keeper_pid: None,
+        keeper_process: None,
         keeper,
         status_file: StatusFile::start(session.clone(), lock)?,
         session,
@@ -224,21 +245,31 @@ pub(super) async fn run(
         records: Vec::new(),
         after: Vec::new(),
         acks: HashMap::new(),
+        kept: Vec::new(),
         commands: HashMap::new(),
         next_command: 0,
         status_due: None,
         shown: (("", 0, None), Instant::now()),
         process: ProcessId::of(std::process::id()),
         connection_file: None,
+        accepting: Accepting {
+            socket: None,
+            task: tokio::task::spawn_local(async {}),
+        },
+        homeless: false,
         over: false,
     };
-    driver.open()?;
-    let listener = bind_link(&driver.session)?;
-    let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
+    // As late as can be: until then the keeper reads them.
+    let held = match driver.core.state().engine_pid {
+        Some(_) => driver.keeper.take_held().await,
+        None => Vec::new(),
+    };
+    driver.open(&held)?;
+    driver.accept()?;
+    let ground = Ground::watch(&driver.session.dir, driver.inbox.clone());
     let result = driver.turns(&mut receiver).await;
+    drop(ground);
     let notifier = driver.close().await;
-    // Who came too late sees at once that nobody is here.
-    accepting.abort();
     drop(receiver);
     notifier.finish().await;
     result
@@ -256,7 +287,7 @@ fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
 
 impl Driver {
     /// The first turn: what an earlier host left is taken over.
-    fn open(&mut self) -> std::io::Result<()> {
+    fn open(&mut self, held: &[(keeper::Stream, Fds)]) -> std::io::Result<()> {
         let (gap_from, ended) = (
             self.core.state().last_record,
             self.core.state().ended.is_some(),
@@ -285,43 +316,95 @@ impl Driver {
         let effects = self.core.open(std::process::id(), clocks::now());
         self.take(effects);
         if let (generation, Some(pid), start_time) = engine {
-            self.adopt(generation, pid, start_time, gap_from);
+            self.adopt(generation, pid, start_time, gap_from, held);
         }
         self.status_due = Some(Instant::now());
         self.commit();
         Ok(())
     }
 
-    fn adopt(&mut self, generation: u32, pid: u32, start_time: u64, gap_from: u64) {
+    fn adopt(
+        &mut self,
+        generation: u32,
+        pid: u32,
+        start_time: u64,
+        gap_from: u64,
+        held: &[(keeper::Stream, Fds)],
+    ) {
+        let mut taken = self.taken(generation, held);
         let lives = ProcessId {
             pid,
             start_ticks: start_time,
         }
         .is_alive();
-        if lives {
-            let why = "the process that keeps this session was killed and replaced".to_owned();
-            self.event(Event::Adopted { gap_from, why });
-            let process = Process {
-                id: format!("engine-{generation}"),
-                pid,
-                start_time,
-            };
-            match self.engine.adopt(generation, process) {
-                Ok(watch) => self.tell_keeper(watch),
-                Err(why) => self.event(Event::EngineEnded {
-                    generation,
-                    end: None,
-                    why,
-                }),
-            }
-        } else {
+        // Of an engine that has ended meanwhile, what it said is still to be read.
+        if !lives && taken.is_empty() {
             // How it ended, a keeper that lived on will say with its first word.
             self.inbox.send_now(Input::Event(Event::EngineEnded {
                 generation,
                 end: None,
                 why: "ended while nobody watched it".into(),
             }));
+            return;
         }
+        let why = match taken.get(&Channel::Iopub) {
+            Some(iopub) if iopub.is_full() => Some(
+                "the process that keeps this session was killed and replaced, and the engine said more meanwhile than \
+                 can be held",
+            ),
+            Some(_) => None,
+            None => Some("the process that keeps this session was killed and replaced"),
+        };
+        let gap = why.map(|why| Gap {
+            from: gap_from,
+            why: why.to_owned(),
+        });
+        tracing::info!(engine = pid, without_gap = gap.is_none(), "adopted");
+        self.event(Event::Adopted { gap });
+        let process = Process {
+            id: spawn_id(generation),
+            pid,
+            start_time,
+        };
+        let heard = self.core.state().heard.clone();
+        let stream = |channel| {
+            let position = heard.get(&channel).copied().unwrap_or(0);
+            Stream::new(channel, position, taken.remove(&channel))
+        };
+        match self.engine.adopt(generation, process, stream) {
+            Ok(watch) => self.tell_keeper(watch),
+            Err(why) => self.event(Event::EngineEnded {
+                generation,
+                end: None,
+                why,
+            }),
+        }
+    }
+
+    /// The streams of this engine that the keeper held, as far as they can be gone on with.
+    fn taken(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Taken> {
+        let mut all = HashMap::new();
+        for channel in CHANNELS {
+            let is_it = |(stream, _): &&(keeper::Stream, Fds)| {
+                stream.process == spawn_id(generation) && stream.name == channel.name()
+            };
+            let heard = self.core.state().heard.get(&channel).copied().unwrap_or(0);
+            match held
+                .iter()
+                .find(is_it)
+                .map(|(_, fds)| Taken::new(fds, heard))
+            {
+                Some(Ok(Some(taken))) => drop(all.insert(channel, taken)),
+                Some(Ok(None)) => {
+                    tracing::warn!(?channel, "what was held of the engine is not whole")
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, ?channel, "what was held of the engine cannot be had")
+                }
+                None => {}
+            }
+        }
+        all
     }
 
     async fn turns(
@@ -349,8 +432,11 @@ impl Driver {
                 shares.push(share);
                 self.input(item);
             }
+            self.end_if_homeless();
             self.append_large().await;
             self.commit();
+            // Only now is it where a host that comes after us finds it.
+            self.kept.drain(..).for_each(Kept::consume);
             self.show_status();
             self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
@@ -393,19 +479,27 @@ impl Driver {
             Input::Iopub {
                 generation,
                 messages,
+                kept,
             } => {
+                self.kept.extend(kept);
                 if generation == self.core.state().generation {
                     // They came together.
                     let now = clocks::now();
-                    for message in messages {
-                        let channel = Channel::Iopub;
-                        let event = Event::EngineMessage { channel, message };
+                    for (message, heard) in messages {
+                        let event = Event::EngineMessage {
+                            channel: Channel::Iopub,
+                            message,
+                            heard,
+                        };
                         let effects = self.core.handle(event, now);
                         self.take(effects);
                     }
                 }
             }
             Input::Engine(input) => {
+                if let EngineInput::Message { kept, .. } = &input {
+                    self.kept.extend(kept.clone());
+                }
                 let output = self.engine.input(input, self.core.awaits_engine());
                 if let Some(message) = output.keeper {
                     self.tell_keeper(message);
@@ -459,6 +553,7 @@ impl Driver {
                     self.detach(client, "its link broke and did not come back");
                 }
             }
+            Input::Deleted => self.on_deleted(),
             Input::Orphaned { client } => {
                 if self.clients.contains_key(&client) {
                     self.detach(client, "the process it lived for is gone");
@@ -613,7 +708,11 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
-                self.keeper_pid = Some(hello.keeper_pid);
+                self.keeper_process = ProcessId::of(hello.keeper_pid);
+                self.status_due.get_or_insert_with(Instant::now);
+                for process in &hello.alive {
+                    self.end_if_stray(process);
+                }
                 for ended in hello.ended {
                     self.on_keeper(FromKeeper::Ended(ended));
                 }
@@ -656,8 +755,51 @@ impl Driver {
             FromKeeper::Refused { about, error } => {
                 tracing::warn!(about, error, "the keeper refused")
             }
+            // The answer to what this host asks before its first turn: it came too late.
+            FromKeeper::Held { .. } => {}
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
+        }
+    }
+
+    /// The link's socket is made (again), and who was served stays served.
+    fn accept(&mut self) -> std::io::Result<()> {
+        self.session
+            .dir
+            .ensure_sockets_dir()
+            .map_err(std::io::Error::other)?;
+        let listener = bind_link(&self.session)?;
+        let socket = ground::identity(&self.session.dir.link_socket());
+        let task = tokio::task::spawn_local(clients::accept(listener, self.inbox.clone()));
+        // The streams of the old one live in it, so it goes on; nobody finds it any more.
+        self.accepting = Accepting { socket, task };
+        Ok(())
+    }
+
+    fn on_deleted(&mut self) {
+        if self.over {
+            return;
+        }
+        if !self.homeless && ground::is_gone(&self.session.dir) {
+            let why = "the session's folder was deleted";
+            tracing::error!("{why}; the session ends when nobody is attached");
+            self.homeless = true;
+            self.log.close(why);
+        }
+        self.log.look_after_file();
+        let there = ground::identity(&self.session.dir.link_socket());
+        if there.is_none() || there != self.accepting.socket {
+            tracing::warn!("the link's socket was deleted; it is made again");
+            if let Err(error) = self.accept() {
+                tracing::error!(%error, "the link's socket cannot be made");
+            }
+        }
+    }
+
+    /// Nobody could ever come back to it.
+    fn end_if_homeless(&mut self) {
+        if self.homeless && self.clients.is_empty() && self.core.state().lifetime.ending.is_none() {
+            self.end("stopped: its folder was deleted");
         }
     }
 
@@ -667,14 +809,37 @@ impl Driver {
         Target {
             generation: state.generation,
             roots: Roots {
-                keeper: self.keeper_pid,
+                keeper: self.keeper_process.map(|keeper| keeper.pid),
                 host: std::process::id(),
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
             active: state.running().is_some(),
+            seen: (state.last_n, state.info.is_some()),
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
+    }
+
+    /// An engine that the last host had asked for, and died before it had noted it: nobody knows of it.
+    fn end_if_stray(&mut self, process: &Process) {
+        let named = ProcessId {
+            pid: process.pid,
+            start_ticks: process.start_time,
+        };
+        if self.is_our_engine(process) || self.engine.watches(process) || !named.is_alive() {
+            return;
+        }
+        tracing::warn!(
+            process = process.id,
+            pid = process.pid,
+            "an engine that is not this session's; killed"
+        );
+        self.tell_keeper(ToKeeper::Signal {
+            pid: process.pid,
+            start_time: process.start_time,
+            signal: libc::SIGKILL,
+            group: true,
+        });
     }
 
     fn is_our_engine(&self, process: &Process) -> bool {
@@ -875,6 +1040,7 @@ impl Driver {
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: self.process,
+            keeper: self.keeper_process,
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,
@@ -893,7 +1059,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
+            gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
@@ -922,6 +1088,8 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, gone).await;
+        // Who came too late sees at once that nobody is here.
+        self.accepting.task.abort();
         let _ = std::fs::remove_dir_all(self.session.dir.sockets());
         self.tell_keeper(ToKeeper::Bye);
         self.keeper.flush().await;

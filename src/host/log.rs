@@ -34,6 +34,8 @@ pub struct Log {
     last: watch::Sender<Last>,
     shown_bytes: u64,
     failing_since: Option<Micros>,
+    /// Nothing can be kept any more, and why.
+    closed: Option<&'static str>,
 }
 
 /// What the writer tells of an append.
@@ -95,6 +97,21 @@ impl Log {
             last,
             shown_bytes: 0,
             failing_since: None,
+            closed: None,
+        }
+    }
+
+    /// From now on every append fails: writing would succeed, into files that nobody can find.
+    pub fn close(&mut self, why: &'static str) {
+        self.closed = Some(why);
+    }
+
+    /// Whether the file that is written to still has a name; if not, the next append begins another one.
+    pub fn look_after_file(&mut self) {
+        if let Some(writer) = &mut self.writer
+            && writer.leave_deleted()
+        {
+            tracing::error!("the journal's last segment was deleted; another one is begun");
         }
     }
 
@@ -119,9 +136,10 @@ impl Log {
             return Appended::Kept;
         };
         let (last_seq, now) = (newest.seq, newest.time);
-        let result = match &mut self.writer {
-            Some(writer) => writer.append(&records).map(drop),
-            None => Err(lost()),
+        let result = match (&mut self.writer, self.closed) {
+            (_, Some(why)) => Err(io::Error::other(why)),
+            (Some(writer), None) => writer.append(&records).map(drop),
+            (None, None) => Err(lost()),
         };
         self.shown_bytes += self.tail.lock().extend(records);
         self.last.send_replace(Last::tried(last_seq));
@@ -131,7 +149,7 @@ impl Log {
     /// Appends one record on another thread; the readers have it meanwhile. Not to be cancelled.
     pub async fn append_large(&mut self, record: Arc<Record>) -> Appended {
         let (seq, now) = (record.seq, record.time);
-        let result = match self.writer.take() {
+        let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
                 self.shown_bytes += self.tail.lock().extend(vec![record.clone()]);
                 self.last.send_modify(|last| last.shown = seq);
@@ -153,7 +171,7 @@ impl Log {
             }
             None => {
                 self.shown_bytes += self.tail.lock().extend(vec![record]);
-                Err(lost())
+                Err(self.closed.map_or_else(lost, io::Error::other))
             }
         };
         self.last.send_replace(Last::tried(seq));

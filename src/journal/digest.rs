@@ -72,6 +72,7 @@ fn encode(n: ExecutionNumber, digest: &Digest) -> Vec<u8> {
         let record = Record {
             seq: digest.until_seq,
             time: 0,
+            heard: 0,
             body: Body::Iopub {
                 client: None,
                 execution: n,

@@ -240,6 +240,7 @@ impl Rows {
             Note::HostStarted { .. }
             | Note::EngineReady { .. }
             | Note::Interrupted
+            | Note::Restarting
             | Note::EngineStarted { .. }
             | Note::EngineEnded { .. }
             | Note::Gap { .. }

@@ -87,6 +87,11 @@ impl Reader {
         }
     }
 
+    /// When there is no more, and nobody writes any more: what is damaged at the end, where something is.
+    pub fn damaged_tail(&mut self) -> io::Result<Option<Item>> {
+        Ok(self.scan.damaged_tail()?.map(Item::Gap))
+    }
+
     /// The record at `position`. `Ok(None)`: there is no whole record there.
     pub fn read_at(&mut self, position: Position) -> io::Result<Option<Record>> {
         if self

@@ -45,6 +45,9 @@ pub struct Record {
     pub seq: u64,
     /// When it was written.
     pub time: Micros,
+    /// Of a message of the engine: where it ended in the stream that it came on, the low 32 bits; 0 where that is not
+    /// known. So a host that comes after a killed one tells what of the stream is in the journal.
+    pub heard: u32,
     /// What happened.
     pub body: Body,
 }
@@ -85,6 +88,17 @@ pub enum Body {
     },
     /// Everything that is not a Jupyter message.
     Note(Note),
+}
+
+impl Body {
+    /// The channel that its message came or went on; `None`: it is a note.
+    pub fn channel(&self) -> Option<Channel> {
+        match self {
+            Self::Request { channel, .. } | Self::Reply { channel, .. } => Some(*channel),
+            Self::Iopub { .. } => Some(Channel::Iopub),
+            Self::Note(_) => None,
+        }
+    }
 }
 
 /// The state of an execution.
@@ -224,6 +238,8 @@ pub enum Note {
     },
     /// Somebody interrupted what runs.
     Interrupted,
+    /// A new engine was asked for in the place of the one that runs. A host that comes after this one goes on with it.
+    Restarting,
     /// From here on `client` gets the outputs of execution `n` with `parent` as their parent_header: first those
     /// already in the journal, compacted, then each new one.
     Attach {

@@ -134,7 +134,9 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
         let payload = write_record_head(part, record, &mut self.head);
         self.outgoing.push_encoded(&self.head);
         match payload {
-            Payload::Message(message) => message.parts().for_each(|part| self.outgoing.push_part(part)),
+            Payload::Message(message) => message
+                .parts()
+                .for_each(|part| self.outgoing.push_part(part)),
             Payload::Note(json) => self.outgoing.push_bytes(json.into()),
         }
     }

@@ -5,10 +5,11 @@
 
 use serde_json::json;
 
-use super::core::{Core, Engine};
+use super::core::{Core, Engine, Then};
 use super::engine::error_content;
+use super::event::{Effect, Gap};
 use super::state::{Asked, Attachment, OpenBusy, Told};
-use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
+use crate::journal::record::{ExecutionNumber, ExecutionState, Note};
 use crate::wire::Channel;
 
 /// The probe that tells when an adopted engine has done all that was sent before.
@@ -68,19 +69,40 @@ impl Core {
                 let why = why.clone();
                 self.engine_gone(&why);
             }
-            Engine::Absent { why: None } => {
-                // The first engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
-                let why = "the process that keeps this session was replaced before its engine had started; run it again";
-                self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
-                self.fail_pending("HostReplaced", why, |asked| {
-                    !asked.is_of_type("kernel_info_request")
-                });
-            }
+            Engine::Absent { why: None } => self.fail_for_next_engine(),
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => {}
         }
     }
 
-    pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
+    /// The engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
+    fn fail_for_next_engine(&mut self) {
+        let why = "the process that keeps this session was replaced before its engine had started; run it again";
+        self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
+        self.fail_pending("HostReplaced", why, |asked| {
+            !asked.is_of_type("kernel_info_request")
+        });
+    }
+
+    /// Goes on with a restart that the last host had begun.
+    pub(super) fn resume_restart(&mut self) {
+        if !self.state.restarting || self.state.lifetime.ending.is_some() {
+            return;
+        }
+        if self.state.engine_pid.is_none() {
+            self.start_engine();
+        } else {
+            // It has heard of it, or has not: it is to end either way. What waited for the one to come, only the last
+            // host had.
+            self.fail_for_next_engine();
+            self.engine = Engine::Stopping(Then::Restart);
+            self.effect(Effect::StopEngine {
+                now: false,
+                restart: true,
+            });
+        }
+    }
+
+    pub(super) fn on_adopted(&mut self, gap: Option<Gap>) {
         if !matches!(self.engine, Engine::Stopping(_)) {
             self.engine = Engine::Starting;
         }
@@ -92,14 +114,17 @@ impl Core {
             replied: false,
             idle: false,
         });
+        let Some(Gap { from, why }) = gap else {
+            return;
+        };
         self.note(Note::Gap {
-            from: gap_from,
+            from,
             until: self.now,
             why: why.clone(),
         });
         if let Some((n, execution)) = self.state.running() {
             let header = execution.asked.header.clone();
-            let gap_ms = self.now.saturating_sub(gap_from) / 1000;
+            let gap_ms = self.now.saturating_sub(from) / 1000;
             let text = format!(
                 "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
             );
@@ -156,6 +181,7 @@ impl Core {
 
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
     fn settle_after_gap(&mut self, adoption: &Adoption) {
+        self.tell_of_losses(true);
         self.close_statuses(|busy| adoption.busy.contains(busy));
         for n in self.live_executions() {
             let before = |execution: &super::state::Execution| execution.first_seq < adoption.at;

@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::adoption::Adoption;
 use super::clock::Now;
+use super::continuity::Continuity;
 use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
@@ -109,6 +110,9 @@ impl Lookup {
     }
 }
 
+/// How often a journal that cannot be written is tried.
+const JOURNAL_RETRY: Micros = 1_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -126,6 +130,7 @@ pub struct Core {
     /// As last sampled; the journal has coarser figures.
     pub(super) cpu_now: Micros,
     pub(super) memory_bytes: u64,
+    pub(super) gpu_memory_bytes: Option<u64>,
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
@@ -137,11 +142,14 @@ pub struct Core {
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
+    /// Whether all that the engine says arrives.
+    pub(super) continuity: Continuity,
     pub(super) lookups: HashMap<u64, Lookup>,
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
-    journal_failing: bool,
+    /// The journal cannot be written; when to try again, on the awake clock.
+    pub(super) journal_retry: Option<Micros>,
 }
 
 impl Core {
@@ -151,6 +159,7 @@ impl Core {
         let engine = match state.generation {
             0 => Engine::Absent { why: None },
             _ if state.engine_pid.is_some() => Engine::Starting,
+            _ if state.restarting => Engine::Absent { why: None },
             _ => Engine::Absent {
                 why: Some("the engine had ended".into()),
             },
@@ -165,6 +174,7 @@ impl Core {
             retiring: None,
             cpu_now: 0,
             memory_bytes: 0,
+            gpu_memory_bytes: None,
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),
@@ -172,10 +182,11 @@ impl Core {
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
+            continuity: Continuity::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
-            journal_failing: false,
+            journal_retry: None,
         }
     }
 
@@ -221,14 +232,18 @@ impl Core {
                 });
             }
             Event::EngineConnected { generation } => self.on_engine_connected(generation),
-            Event::EngineMessage { channel, message } => self.on_engine_message(channel, message),
+            Event::EngineMessage {
+                channel,
+                message,
+                heard,
+            } => self.on_engine_message(channel, message, heard),
             Event::EngineEnded {
                 generation,
                 end,
                 why,
             } => self.on_engine_ended(generation, end, why),
             Event::EngineFailed { generation, why } => self.on_engine_failed(generation, why),
-            Event::Adopted { gap_from, why } => self.on_adopted(gap_from, why),
+            Event::Adopted { gap } => self.on_adopted(gap),
             Event::Answer { id, answer } => self.on_answer(id, answer),
             Event::Command {
                 id,
@@ -249,7 +264,7 @@ impl Core {
             Event::EngineSignalled { signal } => self.on_engine_signalled(signal),
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
-                self.journal_failing = false;
+                self.journal_retry = None;
                 let why = "the journal could not be written".into();
                 self.note(Note::Gap {
                     from,
@@ -260,6 +275,7 @@ impl Core {
                 self.note_checkpoint();
             }
         }
+        self.tell_of_losses(false);
         self.go_on_retiring();
         std::mem::take(&mut self.effects)
     }
@@ -286,6 +302,7 @@ impl Core {
         self.compare_clocks(self.clocks);
         self.take_over();
         self.resume_ending();
+        self.resume_restart();
         if self.state.generation == 0 {
             self.start_engine();
         }
@@ -343,9 +360,10 @@ impl Core {
     }
 
     /// Whether the engine was asked for a sign of life and none came yet; `EngineConnected` is to be said again after
-    /// a while, for the first answer may have come before our subscription.
+    /// a while, for the first answer may have come before our subscription. Or it was not asked yet: an engine that
+    /// binds its sockets within a millisecond is connected before its keeper's word that it was started has come.
     pub fn awaits_engine(&self) -> bool {
-        self.engine == Engine::Probing || self.adopted.is_some()
+        matches!(self.engine, Engine::Starting | Engine::Probing) || self.adopted.is_some()
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
@@ -354,9 +372,15 @@ impl Core {
 
     /// Numbers a record, folds it into the state and hands it to the driver.
     pub(super) fn emit(&mut self, body: Body) {
+        self.emit_heard(0, body);
+    }
+
+    /// The same of a message of the engine, which ended there in its stream.
+    pub(super) fn emit_heard(&mut self, heard: u32, body: Body) {
         let record = Record {
             seq: self.next_seq,
             time: self.now,
+            heard,
             body,
         };
         self.next_seq += 1;
@@ -483,10 +507,22 @@ impl Core {
         self.effect(Effect::Query(id, query));
     }
 
-    fn on_journal_failed(&mut self, why: &str) {
-        if std::mem::replace(&mut self.journal_failing, true) {
+    /// Until it can be written again, nobody who comes later knows that something is missing; so one does not wait for
+    /// the next thing that happens by itself.
+    pub(super) fn retry_journal(&mut self) {
+        if self.journal_retry.is_none_or(|at| at > self.clocks.awake) {
             return;
         }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
+        // Small, and true whenever it is said.
+        self.note_clock();
+    }
+
+    fn on_journal_failed(&mut self, why: &str) {
+        if self.journal_retry.is_some() {
+            return;
+        }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
         let text = format!(
             "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
              until there is room again.\n"

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::clock::Now;
+use super::continuity::Loss;
 use super::core::{Core, Engine, Then};
 use super::event::{Effect, NotifyOn};
 use super::state::{Asked, OpenBusy, RequestName, Told, is_idle};
@@ -53,7 +55,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message) {
+    pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message, heard: u32) {
         let Ok(header) = message.header() else {
             tracing::warn!(
                 ?channel,
@@ -64,6 +66,12 @@ impl Core {
         let msg_type = header.msg_type.clone().into_owned();
         if channel == Channel::Iopub && self.engine == Engine::Probing {
             self.engine_is_heard();
+        }
+        if let Some(pid) = self.state.engine_pid {
+            let in_order = channel == Channel::Iopub;
+            let Now { wall, awake, .. } = self.clocks;
+            self.continuity
+                .see(&header.msg_id, pid, in_order, wall, awake);
         }
         let parent = message.parent();
         let n = parent
@@ -89,13 +97,15 @@ impl Core {
         }
         message.header = with_session_id(&message.header, &self.facts.session_id);
         match channel {
-            Channel::Iopub => self.on_iopub(&msg_type, n, message),
-            Channel::Stdin => self.on_input_request(n, asked.as_ref(), message),
-            Channel::Shell | Channel::Control => self.on_reply(channel, n, asked.as_ref(), message),
+            Channel::Iopub => self.on_iopub(&msg_type, n, message, heard),
+            Channel::Stdin => self.on_input_request(n, asked.as_ref(), message, heard),
+            Channel::Shell | Channel::Control => {
+                self.on_reply(channel, n, asked.as_ref(), message, heard);
+            }
         }
     }
 
-    fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message) {
+    fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message, heard: u32) {
         if msg_type == "iopub_welcome" {
             // To us as its subscriber; each frontend gets one of its own.
             return;
@@ -118,11 +128,15 @@ impl Core {
         {
             self.execution_state(n, ExecutionState::Running, None);
         }
-        self.emit(Body::Iopub {
+        if msg_type == "status" && is_idle(&message.content) && self.state.live.contains_key(&n) {
+            self.tell_of_losses(true);
+        }
+        let body = Body::Iopub {
             client: None,
             execution: n,
             message,
-        });
+        };
+        self.emit_heard(heard, body);
         if msg_type == "status" {
             self.finish_if_done(n);
         }
@@ -134,6 +148,7 @@ impl Core {
         n: ExecutionNumber,
         request: Option<&RequestName>,
         mut message: Message,
+        heard: u32,
     ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) if execution.reply.is_none() => Some(&execution.asked),
@@ -151,13 +166,13 @@ impl Core {
             .iter()
             .map(|identity| identity.clone().into())
             .collect();
-        let client = *client;
-        self.emit(Body::Reply {
+        let body = Body::Reply {
             channel,
-            client,
+            client: *client,
             execution: n,
             message,
-        });
+        };
+        self.emit_heard(heard, body);
         self.finish_if_done(n);
     }
 
@@ -166,6 +181,7 @@ impl Core {
         n: ExecutionNumber,
         request: Option<&RequestName>,
         mut message: Message,
+        heard: u32,
     ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) => Some(execution.asked.clone()),
@@ -180,12 +196,13 @@ impl Core {
                 .iter()
                 .map(|identity| identity.clone().into())
                 .collect();
-            self.emit(Body::Reply {
+            let body = Body::Reply {
                 channel: Channel::Stdin,
                 client: asked.client,
                 execution: n,
                 message,
-            });
+            };
+            self.emit_heard(heard, body);
         }
         if self.state.live.contains_key(&n) {
             self.execution_state(n, ExecutionState::WaitingInput, None);
@@ -271,6 +288,24 @@ impl Core {
         }
     }
 
+    /// Says so where the engine has dropped messages. `over`: what runs is over, and nothing can be said in it later.
+    pub(super) fn tell_of_losses(&mut self, over: bool) {
+        let awake = self.clocks.awake;
+        let is_due = over || self.continuity.due().is_some_and(|due| due <= awake);
+        let Some(loss) = is_due.then(|| self.continuity.loss(awake, over)).flatten() else {
+            return;
+        };
+        let why = format!(
+            "{} messages of the engine never arrived: an engine drops what is not taken from it in time",
+            loss.messages
+        );
+        self.say_in_running(&format!(
+            "{why}. Output of this moment may be missing here."
+        ));
+        let Loss { from, until, .. } = loss;
+        self.note(Note::Gap { from, until, why });
+    }
+
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.
     pub(super) fn finish(
         &mut self,
@@ -318,6 +353,7 @@ impl Core {
         if generation != self.state.generation || self.state.engine_pid.is_none() {
             return;
         }
+        self.tell_of_losses(true);
         self.note(Note::EngineEnded {
             generation,
             end,

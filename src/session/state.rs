@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
@@ -83,6 +84,12 @@ pub struct State {
     /// See `outputs`.
     #[serde(default)]
     pub output_bytes: u64,
+    /// The engine was told to end, and another one is to come.
+    #[serde(default)]
+    pub restarting: bool,
+    /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
+    #[serde(default)]
+    pub heard: BTreeMap<Channel, u32>,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -208,6 +215,11 @@ impl State {
     /// Folds one record in.
     pub fn apply(&mut self, record: &Record) {
         self.last_record = record.time;
+        if record.heard != 0
+            && let Some(channel) = record.body.channel()
+        {
+            self.heard.insert(channel, record.heard);
+        }
         match &record.body {
             Body::Request {
                 channel,
@@ -280,17 +292,23 @@ impl State {
     pub fn running(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
-            .find(|(_, execution)| {
-                execution.state != ExecutionState::Queued && execution.told != Told::Idle
-            })
+            .find(|(_, execution)| execution.is_running())
             .map(|(n, execution)| (*n, execution))
     }
 
-    /// Whether a launcher is attached.
-    pub fn has_launcher(&self) -> bool {
+    /// The first of those that a person asked for. Of what a frontend runs by itself nobody sees the output.
+    pub fn running_for_person(&self) -> Option<(ExecutionNumber, &Execution)> {
+        self.live
+            .iter()
+            .find(|(_, execution)| execution.by_person && execution.is_running())
+            .map(|(n, execution)| (*n, execution))
+    }
+
+    /// Whether somebody is attached who stays, and not only a command that is over in a moment.
+    pub fn has_frontend(&self) -> bool {
         self.clients
             .values()
-            .any(|client| client.kind == "launcher")
+            .any(|client| !PASSING_KINDS.contains(&client.kind.as_str()))
     }
 
     /// The state that a checkpoint says; `None` where it is not one of ours.
@@ -527,7 +545,9 @@ impl State {
                 self.generation = *generation;
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
+                self.heard.clear();
                 self.info = None;
+                self.restarting = false;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
             Note::EngineEnded { why, .. } => {
@@ -556,6 +576,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
                 client,
@@ -623,6 +644,12 @@ impl State {
             }
         }
         self.last_activity = time;
+    }
+}
+
+impl Execution {
+    fn is_running(&self) -> bool {
+        self.state != ExecutionState::Queued && self.told != Told::Idle
     }
 }
 

@@ -10,7 +10,8 @@ use farside::journal::record::{
 use farside::session::clock::Now;
 use farside::session::core::{Core, Facts};
 use farside::session::event::{
-    Answer, Command, Effect, Event, ExecutionSummary, Notification, PastExecution, Query, Selector,
+    Answer, Command, Effect, Event, ExecutionSummary, Gap, Notification, PastExecution, Query,
+    Selector,
 };
 use farside::session::outputs::{Compactor, Limits};
 use farside::session::state::State;
@@ -399,9 +400,13 @@ impl Bench {
     /// Time passes, with ticks as the host gives them.
     pub fn wait(&mut self, seconds: u64) {
         let until = self.now + seconds * SECOND;
+        let mut idle_ticks = 0;
         while self.core.state().ended.is_none() {
             let due = self.core.next_deadline(self.clocks());
             let next = due.map_or(until, |due| (self.now + due).min(until));
+            // A host would spin.
+            idle_ticks = if due == Some(0) { idle_ticks + 1 } else { 0 };
+            assert!(idle_ticks < 100, "a tick is wanted again and again");
             self.now = next;
             if due.is_none() || next >= until {
                 break;
@@ -652,7 +657,11 @@ impl Bench {
         self.engine_messages += 1;
         let msg_id = format!("engine-{}", self.engine_messages);
         let message = message(msg_type, &msg_id, "engine", &request.header, content);
-        self.event(Event::EngineMessage { channel, message });
+        self.event(Event::EngineMessage {
+            channel,
+            message,
+            heard: 0,
+        });
     }
 
     pub fn iopub(&mut self, request: &Message, msg_type: &str, content: Value) {
@@ -744,7 +753,11 @@ impl Bench {
         self.take(effects);
         if lives {
             let why = "the host was killed".into();
-            self.event(Event::Adopted { gap_from, why });
+            let gap = Some(Gap {
+                from: gap_from,
+                why,
+            });
+            self.event(Event::Adopted { gap });
         }
     }
 

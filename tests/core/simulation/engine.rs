@@ -236,7 +236,11 @@ impl Simulation {
                 .get_mut(&channel)
                 .and_then(VecDeque::pop_front)
                 .unwrap();
-            self.event(Event::EngineMessage { channel, message });
+            self.event(Event::EngineMessage {
+                channel,
+                message,
+                heard: 0,
+            });
             return true;
         }
         if !engine.dead {

@@ -2,7 +2,7 @@
 
 use farside::journal::record::{Body, Note, Record};
 use farside::session::core::Core;
-use farside::session::event::{Effect, Event};
+use farside::session::event::{Effect, Event, Gap};
 use farside::wire::Channel;
 
 use super::{Simulation, describe, gist};
@@ -198,7 +198,11 @@ impl Simulation {
         if pid.is_some() {
             if self.engine.is_some() {
                 let why = "the host was killed".into();
-                self.event(Event::Adopted { gap_from, why });
+                let gap = Some(Gap {
+                    from: gap_from,
+                    why,
+                });
+                self.event(Event::Adopted { gap });
             } else {
                 self.engine_died = true;
                 self.event(Event::EngineEnded {
