@@ -644,8 +644,9 @@ impl Driver {
 
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
-        self.lookups.catch_up();
-        self.digester.appended(self.log.shown_bytes());
+        let bytes = self.log.shown_bytes();
+        self.lookups.catch_up(bytes);
+        self.digester.appended(bytes);
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
