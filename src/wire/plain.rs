@@ -39,6 +39,8 @@ pub(super) fn header(json: &[u8]) -> Option<Header<'_>> {
 
 /// Where the value of the one `session` field is, quotes and all; `None` also where there is none.
 pub(super) fn session(json: &[u8]) -> Option<Range<usize>> {
+    // serde looks at all of it.
+    std::str::from_utf8(json).ok()?;
     let mut session = None;
     fields(json, |name, value| match (name, value) {
         (b"session", Value::Text(range)) => {

@@ -20,7 +20,7 @@ use crate::retirement::{HOUR, silently};
 const IDLE_DETACHED: u64 = HOUR;
 const INPUT: u64 = 12 * HOUR;
 const LIFETIME: u64 = 24 * HOUR;
-const BUDGET: u64 = 20 * HOUR;
+const BUDGET: u64 = 8 * HOUR;
 /// The default of `notices`, in seconds.
 const NOTICES: [u64; 3] = [1800, 600, 60];
 /// What happens takes a moment in the clock of the tests, and a new host a second.
@@ -71,7 +71,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Detach),
         1 => (1..3 * HOUR).prop_map(Op::Extend),
         1 => (600..5 * HOUR).prop_map(Op::SetIdle),
-        1 => (1..4 * HOUR).prop_map(Op::Use),
+        3 => (1..3 * HOUR).prop_map(Op::Use),
         1 => Just(Op::EngineDies),
         1 => Just(Op::HostDies),
         3 => Just(Op::Ask),
@@ -130,7 +130,7 @@ struct Notices {
 
 impl Trial {
     fn new() -> Self {
-        let (b, client) = Bench::ready_with(&[("cpu_budget", "20h")]);
+        let (b, client) = Bench::ready_with(&[("cpu_budget", "8h")]);
         let now = b.clocks();
         Self {
             model: Model {
