@@ -23,7 +23,7 @@ use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
 use super::usage::{Sampler, Target};
-use crate::journal::record::{ClientId, Micros, Record};
+use crate::journal::record::{ClientId, Micros};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, VERSION, Welcome};
@@ -31,6 +31,7 @@ use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event};
 use crate::session::state::State;
+use crate::session::turn::{Todo, Turn};
 use crate::session::usage::Roots;
 use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
 use crate::wire::message::HeaderFields;
@@ -124,9 +125,8 @@ struct Driver {
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
     next_stream: StreamId,
+    turn: Turn,
     /// Of this turn.
-    records: Vec<Arc<Record>>,
-    after: Vec<Effect>,
     acks: HashMap<StreamId, u64>,
     /// Streams that wait for the answer to their command.
     commands: HashMap<u64, (StreamId, u64)>,
@@ -206,8 +206,7 @@ pub(super) async fn run(
         clients: HashMap::new(),
         streams: HashMap::new(),
         next_stream: 0,
-        records: Vec::new(),
-        after: Vec::new(),
+        turn: Turn::default(),
         acks: HashMap::new(),
         commands: HashMap::new(),
         next_command: 0,
@@ -268,7 +267,7 @@ impl Driver {
             self.core.state().engine_start_time,
         );
         let effects = self.core.open(std::process::id(), clocks::now());
-        self.take(effects);
+        self.turn.take(effects);
         if let (generation, Some(pid), start_time) = engine {
             self.adopt(generation, pid, start_time, gap_from);
         }
@@ -354,16 +353,7 @@ impl Driver {
 
     fn event(&mut self, event: Event) {
         let effects = self.core.handle(event, clocks::now());
-        self.take(effects);
-    }
-
-    fn take(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Record(record) => self.records.push(Arc::new(record)),
-                later => self.after.push(later),
-            }
-        }
+        self.turn.take(effects);
     }
 
     fn input(&mut self, input: Input) {
@@ -452,15 +442,14 @@ impl Driver {
 
     /// Writes what this turn brought, and then does the rest of it.
     fn commit(&mut self) {
-        while !self.records.is_empty() || !self.after.is_empty() {
-            let records = std::mem::take(&mut self.records);
-            if !records.is_empty() {
-                let appended = self.log.append(records);
-                self.appended(appended);
-                self.checkpoint_if_wanted();
-            }
-            for effect in std::mem::take(&mut self.after) {
-                self.carry_out(effect);
+        while let Some(todo) = self.turn.next() {
+            match todo {
+                Todo::Append(records) => {
+                    let appended = self.log.append(records);
+                    self.appended(appended);
+                    self.checkpoint_if_wanted();
+                }
+                Todo::Do(effect) => self.carry_out(effect),
             }
         }
         for (stream, number) in std::mem::take(&mut self.acks) {
@@ -471,10 +460,14 @@ impl Driver {
     /// Writes this turn's records up to the last large one; [`Driver::commit`] does the rest.
     async fn append_large(&mut self) {
         let mut any = false;
-        while let Some(at) = self.records.iter().position(|record| is_large(record)) {
-            let behind = self.records.split_off(at + 1);
-            let large = self.records.pop();
-            let before = std::mem::replace(&mut self.records, behind);
+        loop {
+            let records = self.turn.records();
+            let Some(at) = records.iter().position(|record| is_large(record)) else {
+                break;
+            };
+            let behind = records.split_off(at + 1);
+            let large = records.pop();
+            let before = std::mem::replace(records, behind);
             if !before.is_empty() {
                 let appended = self.log.append(before);
                 self.appended(appended);
@@ -505,13 +498,13 @@ impl Driver {
     fn checkpoint_if_wanted(&mut self) {
         if self.log.wants_checkpoint() {
             let effects = self.core.checkpoint(clocks::now());
-            self.take(effects);
+            self.turn.take(effects);
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Record(record) => self.records.push(Arc::new(record)),
+            Effect::Record(record) => self.turn.records().push(Arc::new(record)),
             Effect::ToEngine(channel, message) => self.engine.send(channel, message),
             Effect::StartEngine { generation } => match self.engine.start(generation) {
                 Ok(spawn) => self.tell_keeper(spawn),

@@ -17,5 +17,6 @@ mod requests;
 mod retirement;
 pub mod state;
 mod text;
+pub mod turn;
 pub mod usage;
 pub mod view;
