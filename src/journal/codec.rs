@@ -122,6 +122,9 @@ impl Head {
             client: (fixed[2] & FLAG_CLIENT != 0).then_some(client),
         };
         match head.kind {
+            _ if head.seq == u64::MAX => {
+                Err(DecodeError::BadTable("a number that none can follow"))
+            }
             Kind::Request | Kind::Reply if head.client.is_none() => {
                 Err(DecodeError::BadTable("a request or reply without a client"))
             }
