@@ -52,6 +52,7 @@ fn append_until_killed(dir: &Path) {
         dir,
         WriterOptions {
             segment_bytes: 500_000,
+            ..WriterOptions::default()
         },
     )
     .unwrap();

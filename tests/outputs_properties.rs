@@ -369,3 +369,23 @@ fn a_clear_that_still_waits_is_part_of_the_replay() {
     );
     assert_eq!(types(&[wait]), [""; 0]);
 }
+
+#[test]
+fn a_single_message_is_bounded_too() {
+    let text: String = (0..2000).map(|n| format!("line {n}\n")).collect();
+    let budget = Budget {
+        text_bytes: 9000,
+        rich_bytes: 1000,
+        messages: 6,
+    };
+    let limits = Limits {
+        head: budget,
+        tail: budget,
+        ..Limits::default()
+    };
+    let x = messages(&[("stream", json!({ "name": "stdout", "text": text }))]);
+    let replay = compact(&x, limits, "hint");
+    let bytes: usize = replay.iter().map(|replayed| replayed.content.len()).sum();
+    assert!(bytes < 20_000, "{bytes} bytes");
+    assert_eq!(replay.len(), 3, "head, a line, tail");
+}

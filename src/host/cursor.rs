@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::elsewhere::journal_of;
-use super::log::Tail;
+use super::log::{Pin, Tail};
 use crate::journal::record::{Body, ClientId, Note, Record};
 use crate::journal::{self, Item};
 use crate::link::{Hello, Resume};
@@ -38,6 +38,7 @@ pub(super) struct Cursor {
     /// Up to here it gets what is for it alone, and nothing of what was published to all.
     joined_at: u64,
     disk: Option<journal::Reader>,
+    pin: Pin,
     session: String,
     /// The session's last record was handled: nothing follows.
     over: bool,
@@ -95,18 +96,20 @@ impl Cursor {
         tail: Tail,
     ) -> Self {
         let Resume { seq, part, mirrors } = place;
+        // The last record seen is handled once more, for what it was not seen of.
+        let handled = if part == u32::MAX {
+            seq
+        } else {
+            seq.saturating_sub(1)
+        };
         Self {
             client: hello.client,
             replies: hello.replies,
             iopub: hello.iopub,
             view: View::new(hello.client, session_id.to_owned(), mirrors),
+            pin: tail.pin(handled),
             tail,
-            // The last record seen is handled once more, for what it was not seen of.
-            seq: if part == u32::MAX {
-                seq
-            } else {
-                seq.saturating_sub(1)
-            },
+            seq: handled,
             skip: (seq, part),
             joined_at: 0,
             disk: None,
@@ -141,6 +144,7 @@ impl Cursor {
                     self.replay(&record, replay, &mut deliveries).await;
                 }
             }
+            self.pin.set(self.seq);
             if !deliveries.is_empty() {
                 return Some(deliveries);
             }
@@ -194,6 +198,8 @@ impl Cursor {
     async fn replay(&mut self, record: &Arc<Record>, replay: Replay, to: &mut Vec<Delivery>) {
         let dir = self.tail.dir().to_owned();
         let wanted = replay.clone();
+        // What it reads stays as it is until it has it.
+        let _pin = (replay.session.is_empty()).then(|| self.tail.pin(replay.first_seq));
         let session = match replay.session.as_str() {
             "" => &self.session,
             other => other,

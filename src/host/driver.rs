@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
+use super::compaction::{self, Compaction};
 use super::cursor::Cursor;
 use super::elsewhere;
 use super::engine::{EngineDriver, EngineInput, TransportChoice};
@@ -23,6 +24,7 @@ use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
 use super::usage::{Sampler, Target};
+use crate::config::Durability;
 use crate::journal::record::{ClientId, Micros};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
@@ -115,6 +117,9 @@ struct Driver {
     core: Core,
     log: Log,
     lookups: Lookups,
+    compaction: Compaction,
+    /// That of the last append.
+    segment: Option<u32>,
     keeper: Keeper,
     engine: EngineDriver,
     hooks: Hooks,
@@ -150,7 +155,14 @@ pub(super) async fn run(
     let loaded = crate::config::Config::load(&settings)?;
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
-    let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
+    let options = WriterOptions {
+        segment_bytes: compaction::segment_bytes(config.journal_bytes_max),
+        sync: match config.durability {
+            Durability::Process => false,
+            Durability::Power => true,
+        },
+    };
+    let (writer, recovered) = Writer::open(&session.dir.journal(), options)?;
     let mut state = recovered
         .checkpoint
         .as_ref()
@@ -185,10 +197,15 @@ pub(super) async fn run(
     let journal_dir = session.dir.journal();
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
+    let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let lookups = Lookups::start(&session, inbox.clone())?;
+    let replacer = lookups.replacer(log.tail());
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
-        log: Log::new(writer, &journal_dir, recovered.next_seq - 1),
-        lookups: Lookups::start(&session, inbox.clone())?,
+        compaction: Compaction::start(config.journal_bytes_max, log.tail(), replacer)?,
+        segment: log.segment(),
+        log,
+        lookups,
         engine: EngineDriver::new(
             session.clone(),
             inbox.clone(),
@@ -486,6 +503,11 @@ impl Driver {
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
         self.lookups.catch_up();
+        let segment = self.log.segment();
+        if segment != self.segment {
+            self.segment = segment;
+            self.compaction.look();
+        }
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -882,6 +904,7 @@ impl Driver {
     async fn close(mut self) -> Notifier {
         self.commit();
         self.hooks.finish();
+        self.compaction.finish();
         self.lookups.finish();
         self.write_status();
         let reason = self.core.state().ended.clone().unwrap_or_default();

@@ -5,7 +5,7 @@
 //! begun by then, and who sends it holds its end back ([`Tail::wait_tried`]). Where the append failed, readers that
 //! keep up still get the record (a full disk does not stop a live stream), and the session says that it is not kept.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +51,7 @@ pub enum Appended {
 #[derive(Clone)]
 pub struct Tail {
     shared: Arc<Mutex<Shared>>,
+    pins: Arc<Mutex<Pins>>,
     last: watch::Receiver<Last>,
     dir: PathBuf,
 }
@@ -73,6 +74,31 @@ impl Last {
     }
 }
 
+/// A reader's place: records behind it are not taken away (`compaction`), as long as this lives.
+pub struct Pin {
+    pins: Arc<Mutex<Pins>>,
+    id: u64,
+}
+
+#[derive(Default)]
+struct Pins {
+    next_id: u64,
+    places: HashMap<u64, u64>,
+}
+
+impl Pin {
+    /// The reader has come to here.
+    pub fn set(&self, seq: u64) {
+        lock(&self.pins).places.insert(self.id, seq);
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        lock(&self.pins).places.remove(&self.id);
+    }
+}
+
 #[derive(Default)]
 struct Shared {
     records: VecDeque<Arc<Record>>,
@@ -85,6 +111,7 @@ impl Log {
         let (last, receiver) = watch::channel(Last::tried(last_seq));
         let tail = Tail {
             shared: Arc::default(),
+            pins: Arc::default(),
             last: receiver,
             dir: dir.to_owned(),
         };
@@ -104,6 +131,11 @@ impl Log {
     /// Whether a checkpoint should be written now: a new segment has begun.
     pub fn wants_checkpoint(&self) -> bool {
         self.writer.as_ref().is_some_and(Writer::wants_checkpoint)
+    }
+
+    /// Number of the segment that is appended to; `None` while a large record is.
+    pub fn segment(&self) -> Option<u32> {
+        self.writer.as_ref().map(Writer::segment)
     }
 
     /// Appends in one go, then shows the records to the readers.
@@ -172,8 +204,31 @@ impl Log {
 
 impl Tail {
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        // What is in it is whole at every step, also where a holder panicked.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
+    }
+
+    /// The place of a reader that has seen the records up to `seq`.
+    pub fn pin(&self, seq: u64) -> Pin {
+        let mut pins = lock(&self.pins);
+        pins.next_id += 1;
+        let id = pins.next_id;
+        pins.places.insert(id, seq);
+        drop(pins);
+        Pin {
+            pins: self.pins.clone(),
+            id,
+        }
+    }
+
+    /// Whether every reader has come to `seq` or further.
+    pub fn was_read_up_to(&self, seq: u64) -> bool {
+        lock(&self.pins).places.values().all(|&place| place >= seq)
+    }
+
+    /// Makes a quick change if every reader has come to `seq` or further; none can go back meanwhile.
+    pub fn if_read_up_to<T>(&self, seq: u64, change: impl FnOnce() -> T) -> Option<T> {
+        let pins = lock(&self.pins);
+        (pins.places.values().all(|&place| place >= seq)).then(change)
     }
 
     /// Number of the newest record whose append was tried.
@@ -235,6 +290,11 @@ impl Tail {
     pub fn dir(&self) -> &Path {
         &self.dir
     }
+}
+
+/// What is in these is whole at every step, also where a holder panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Shared {

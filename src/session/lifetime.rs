@@ -255,6 +255,7 @@ impl Lifetime {
             | Note::AttachEnded { .. }
             | Note::Checkpoint { .. }
             | Note::PredecessorTold { .. }
+            | Note::Compacted { .. }
             | Note::SessionEnded { .. }
             | Note::Unknown => {}
         }

@@ -599,6 +599,7 @@ impl State {
             | Note::Usage { .. }
             | Note::Health { .. }
             | Note::NotifyOf { .. }
+            | Note::Compacted { .. }
             | Note::Unknown => {}
         }
     }

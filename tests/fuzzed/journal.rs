@@ -163,6 +163,7 @@ fn check_damage(dir: &Path, program: &[u8], damage: &[u8]) {
     let records = records(program);
     let options = WriterOptions {
         segment_bytes: 2000,
+        ..WriterOptions::default()
     };
     let (mut writer, _) = Writer::open(dir, options).expect("an empty folder");
     let mut places = Vec::new();
