@@ -19,6 +19,7 @@ pub mod link;
 pub mod process;
 pub mod session;
 pub mod settings;
+pub mod spool;
 pub mod state_dir;
 pub mod transport;
 pub mod wire;

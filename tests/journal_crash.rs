@@ -26,6 +26,7 @@ fn record(seq: u64) -> Record {
     };
     Record {
         seq,
+        heard: 0,
         time: seq,
         body: Body::Iopub {
             client: None,
@@ -39,6 +40,7 @@ fn checkpoint(seq: u64) -> Record {
     let state = serde_json::json!({ "at": seq });
     Record {
         seq,
+        heard: 0,
         time: seq,
         body: Body::Note(Note::Checkpoint { state }),
     }

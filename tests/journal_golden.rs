@@ -225,6 +225,7 @@ fn records() -> Vec<Record> {
         .map(|(body, seq)| Record {
             seq,
             time: time(seq),
+            heard: 0,
             body,
         })
         .collect()

@@ -36,12 +36,13 @@ const IMPURE: [&str; 11] = [
 
 /// What each module may use: `cli -> launcher, host -> link, journal, session -> wire`, and the helpers beside them.
 /// A name with `::` allows that submodule only.
-const MAY_USE: [(&str, &[&str]); 15] = [
+const MAY_USE: [(&str, &[&str]); 16] = [
     ("wire", &[]),
     ("duration", &[]),
     ("process", &[]),
     ("kernelspec", &[]),
-    ("transport", &["wire"]),
+    ("spool", &[]),
+    ("transport", &["wire", "spool"]),
     ("settings", &["duration"]),
     ("config", &["duration", "settings"]),
     ("journal", &["wire"]),
@@ -54,7 +55,10 @@ const MAY_USE: [(&str, &[&str]); 15] = [
         "link",
         &["wire", "journal::record", "journal::codec", "session"],
     ),
-    ("keeper", &["journal::record", "process", "state_dir"]),
+    (
+        "keeper",
+        &["journal::record", "process", "state_dir", "spool"],
+    ),
     (
         "host",
         &[
@@ -63,6 +67,7 @@ const MAY_USE: [(&str, &[&str]); 15] = [
             "journal",
             "link",
             "transport",
+            "spool",
             "keeper",
             "process",
             "state_dir",

@@ -209,6 +209,7 @@ impl Conversation {
         let record = Record {
             seq: self.number,
             time: 0,
+            heard: 0,
             body,
         };
         self.stream.writer.push_record(0, &record);

@@ -363,6 +363,7 @@ mod tests {
             Arc::new(Record {
                 seq,
                 time: seq * 1_000_000,
+                heard: 0,
                 body,
             }),
             NOWHERE,

@@ -243,6 +243,7 @@ mod tests {
         Record {
             seq: 1,
             time: 0,
+            heard: 0,
             body: Body::Iopub {
                 client: None,
                 execution: 0,

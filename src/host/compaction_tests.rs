@@ -59,7 +59,12 @@ fn output(seq: u64, n: u64, msg_type: &str, content: serde_json::Value) -> Recor
         execution: n,
         message,
     };
-    Record { seq, time, body }
+    Record {
+        seq,
+        time,
+        heard: 0,
+        body,
+    }
 }
 
 /// The records of a session; the last execution runs still.

@@ -284,6 +284,7 @@ fn made_of(record: &Record, message: Message) -> Arc<Record> {
     Arc::new(Record {
         seq: record.seq,
         time: record.time,
+        heard: 0,
         body,
     })
 }

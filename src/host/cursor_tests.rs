@@ -65,7 +65,12 @@ fn message(msg_type: &str, msg_id: &str, parent: &str, content: serde_json::Valu
 
 fn record(seq: u64, body: Body) -> Arc<Record> {
     let time: Micros = seq;
-    Arc::new(Record { seq, time, body })
+    Arc::new(Record {
+        seq,
+        time,
+        heard: 0,
+        body,
+    })
 }
 
 fn large(seq: u64) -> Arc<Record> {
@@ -412,7 +417,12 @@ fn a_subscription_that_comes_late_gets_what_was_said_to_its_client_alone() {
             execution: 0,
             message: message("stream", &format!("m{seq}"), "{}", json!({})),
         };
-        Arc::new(Record { seq, time, body })
+        Arc::new(Record {
+            seq,
+            time,
+            heard: 0,
+            body,
+        })
     };
     let (now, long_ago) = (crate::state_dir::now(), 1000);
     append(

@@ -17,21 +17,23 @@ use super::clocks;
 use super::compaction::{self, Compaction};
 use super::cursor::Cursor;
 use super::elsewhere;
-use super::engine::{EngineDriver, EngineInput, TransportChoice};
+use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
+use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
 use super::inbox::{Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
+use super::status_file::StatusFile;
 use super::usage::{Sampler, Target};
 use crate::config::Durability;
 use crate::journal::record::{ClientId, Micros};
 use crate::journal::{Writer, WriterOptions};
-use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
+use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, VERSION, Welcome};
 use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
-use crate::session::event::{Command, Effect, Event};
+use crate::session::event::{Command, Effect, Event, Gap};
 use crate::session::state::State;
 use crate::session::turn::{Todo, Turn};
 use crate::session::usage::Roots;
@@ -68,7 +70,9 @@ pub(super) enum Input {
     Event(Event),
     Iopub {
         generation: u32,
-        messages: Vec<Message>,
+        /// Each with its end in the stream.
+        messages: Vec<(Message, u32)>,
+        kept: Option<Kept>,
     },
     Engine(EngineInput),
     Open(Opening),
@@ -113,7 +117,7 @@ type Shape = (&'static str, usize, Option<u32>);
 
 struct Driver {
     session: Session,
-    lock: HostLock,
+    status_file: StatusFile,
     core: Core,
     log: Log,
     lookups: Lookups,
@@ -133,6 +137,8 @@ struct Driver {
     turn: Turn,
     /// Of this turn.
     acks: HashMap<StreamId, u64>,
+    /// What was read from the engine for this turn.
+    kept: Vec<Kept>,
     /// Streams that wait for the answer to their command.
     commands: HashMap<u64, (StreamId, u64)>,
     next_command: u64,
@@ -217,14 +223,15 @@ pub(super) async fn run(
         usage,
         keeper_pid: None,
         keeper,
+        status_file: StatusFile::start(session.clone(), lock)?,
         session,
-        lock,
         inbox,
         clients: HashMap::new(),
         streams: HashMap::new(),
         next_stream: 0,
         turn: Turn::default(),
         acks: HashMap::new(),
+        kept: Vec::new(),
         commands: HashMap::new(),
         next_command: 0,
         status_due: None,
@@ -233,7 +240,12 @@ pub(super) async fn run(
         connection_file: None,
         over: false,
     };
-    driver.open()?;
+    // As late as can be: until then the keeper reads them.
+    let held = match driver.core.state().engine_pid {
+        Some(_) => driver.keeper.take_held().await,
+        None => Vec::new(),
+    };
+    driver.open(&held)?;
     let listener = bind_link(&driver.session)?;
     let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
     let result = driver.turns(&mut receiver).await;
@@ -257,7 +269,7 @@ fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
 
 impl Driver {
     /// The first turn: what an earlier host left is taken over.
-    fn open(&mut self) -> std::io::Result<()> {
+    fn open(&mut self, held: &[(keeper::Stream, Fds)]) -> std::io::Result<()> {
         let (gap_from, ended) = (
             self.core.state().last_record,
             self.core.state().ended.is_some(),
@@ -286,43 +298,95 @@ impl Driver {
         let effects = self.core.open(std::process::id(), clocks::now());
         self.turn.take(effects);
         if let (generation, Some(pid), start_time) = engine {
-            self.adopt(generation, pid, start_time, gap_from);
+            self.adopt(generation, pid, start_time, gap_from, held);
         }
         self.status_due = Some(Instant::now());
         self.commit();
         Ok(())
     }
 
-    fn adopt(&mut self, generation: u32, pid: u32, start_time: u64, gap_from: u64) {
+    fn adopt(
+        &mut self,
+        generation: u32,
+        pid: u32,
+        start_time: u64,
+        gap_from: u64,
+        held: &[(keeper::Stream, Fds)],
+    ) {
+        let mut taken = self.taken(generation, held);
         let lives = ProcessId {
             pid,
             start_ticks: start_time,
         }
         .is_alive();
-        if lives {
-            let why = "the process that keeps this session was killed and replaced".to_owned();
-            self.event(Event::Adopted { gap_from, why });
-            let process = Process {
-                id: format!("engine-{generation}"),
-                pid,
-                start_time,
-            };
-            match self.engine.adopt(generation, process) {
-                Ok(watch) => self.tell_keeper(watch),
-                Err(why) => self.event(Event::EngineEnded {
-                    generation,
-                    end: None,
-                    why,
-                }),
-            }
-        } else {
+        // Of an engine that has ended meanwhile, what it said is still to be read.
+        if !lives && taken.is_empty() {
             // How it ended, a keeper that lived on will say with its first word.
             self.inbox.send_now(Input::Event(Event::EngineEnded {
                 generation,
                 end: None,
                 why: "ended while nobody watched it".into(),
             }));
+            return;
         }
+        let why = match taken.get(&Channel::Iopub) {
+            Some(iopub) if iopub.is_full() => Some(
+                "the process that keeps this session was killed and replaced, and the engine said more meanwhile than \
+                 can be held",
+            ),
+            Some(_) => None,
+            None => Some("the process that keeps this session was killed and replaced"),
+        };
+        let gap = why.map(|why| Gap {
+            from: gap_from,
+            why: why.to_owned(),
+        });
+        tracing::info!(engine = pid, without_gap = gap.is_none(), "adopted");
+        self.event(Event::Adopted { gap });
+        let process = Process {
+            id: spawn_id(generation),
+            pid,
+            start_time,
+        };
+        let heard = self.core.state().heard.clone();
+        let stream = |channel| {
+            let position = heard.get(&channel).copied().unwrap_or(0);
+            Stream::new(channel, position, taken.remove(&channel))
+        };
+        match self.engine.adopt(generation, process, stream) {
+            Ok(watch) => self.tell_keeper(watch),
+            Err(why) => self.event(Event::EngineEnded {
+                generation,
+                end: None,
+                why,
+            }),
+        }
+    }
+
+    /// The streams of this engine that the keeper held, as far as they can be gone on with.
+    fn taken(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Taken> {
+        let mut all = HashMap::new();
+        for channel in CHANNELS {
+            let is_it = |(stream, _): &&(keeper::Stream, Fds)| {
+                stream.process == spawn_id(generation) && stream.name == channel.name()
+            };
+            let heard = self.core.state().heard.get(&channel).copied().unwrap_or(0);
+            match held
+                .iter()
+                .find(is_it)
+                .map(|(_, fds)| Taken::new(fds, heard))
+            {
+                Some(Ok(Some(taken))) => drop(all.insert(channel, taken)),
+                Some(Ok(None)) => {
+                    tracing::warn!(?channel, "what was held of the engine is not whole")
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, ?channel, "what was held of the engine cannot be had")
+                }
+                None => {}
+            }
+        }
+        all
     }
 
     async fn turns(
@@ -352,6 +416,8 @@ impl Driver {
             }
             self.append_large().await;
             self.commit();
+            // Only now is it where a host that comes after us finds it.
+            self.kept.drain(..).for_each(Kept::consume);
             self.show_status();
             self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
@@ -385,17 +451,23 @@ impl Driver {
             Input::Iopub {
                 generation,
                 messages,
+                kept,
             } => {
+                self.kept.extend(kept);
                 if generation == self.core.state().generation {
-                    for message in messages {
+                    for (message, heard) in messages {
                         self.event(Event::EngineMessage {
                             channel: Channel::Iopub,
                             message,
+                            heard,
                         });
                     }
                 }
             }
             Input::Engine(input) => {
+                if let EngineInput::Message { kept, .. } = &input {
+                    self.kept.extend(kept.clone());
+                }
                 let output = self.engine.input(input, self.core.awaits_engine());
                 if let Some(message) = output.keeper {
                     self.tell_keeper(message);
@@ -652,6 +724,8 @@ impl Driver {
             FromKeeper::Refused { about, error } => {
                 tracing::warn!(about, error, "the keeper refused")
             }
+            // The answer to what this host asks before its first turn: it came too late.
+            FromKeeper::Held { .. } => {}
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
         }
@@ -847,10 +921,7 @@ impl Driver {
     fn write_status(&mut self) {
         self.status_due = None;
         self.shown = (self.shape(), Instant::now());
-        let status = self.status();
-        if let Err(error) = self.session.dir.write_status(&self.lock, &status) {
-            tracing::warn!(%error, "status.json cannot be written");
-        }
+        self.status_file.show(self.status());
     }
 
     fn status(&self) -> Status {
@@ -907,6 +978,7 @@ impl Driver {
         self.compaction.finish();
         self.lookups.finish();
         self.write_status();
+        let _lock = self.status_file.finish();
         let reason = self.core.state().ended.clone().unwrap_or_default();
         for side in self.streams.values() {
             let _ = side.send(Frame::Ended {

@@ -11,23 +11,20 @@ use tokio::time::Instant;
 
 use super::driver::Input;
 use super::health;
+use super::held::{Connection, Kept, Stream};
 use super::inbox::Inbox;
 use super::ingest;
 use crate::journal::record::ProcessEnd;
-use crate::keeper::{self, Process, Spawn, ToKeeper};
+use crate::keeper::{self, Fds, Process, Spawn, ToKeeper};
 use crate::session::event::Event;
 use crate::state_dir::Session;
-use crate::transport::{self, Incoming, Reader, Writer};
+use crate::transport::{Incoming, Writer};
 use crate::wire::connection_file::{ConnectionFile, Socket, Transport};
-use crate::wire::zmtp::{Limits, SocketType};
-use crate::wire::{Channel, Key, Message, frame};
+use crate::wire::{Channel, Endpoint, Key, Message, frame};
 
 /// How often a socket that is not there yet is tried. An engine takes a few hundred milliseconds to bind, and this
 /// is the delay we add to its start.
 pub(super) const RETRY_EVERY: Duration = Duration::from_millis(4);
-
-/// How long the engine may take for a handshake: it is a process on this machine.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An engine that was asked for a sign of life is asked again after this.
 const PROBE_AGAIN_AFTER: Duration = Duration::from_millis(500);
@@ -45,7 +42,7 @@ const DRAIN: Duration = Duration::from_secs(2);
 const LOG_TAIL_BYTES: u64 = 600;
 
 /// Channels that must be up before the engine is used.
-const CHANNELS: [Channel; 4] = [
+pub(super) const CHANNELS: [Channel; 4] = [
     Channel::Shell,
     Channel::Control,
     Channel::Stdin,
@@ -56,7 +53,12 @@ const CHANNELS: [Channel; 4] = [
 #[derive(Debug)]
 pub(super) enum EngineInput {
     /// A socket is connected.
-    Up { generation: u32, channel: Channel },
+    Up {
+        generation: u32,
+        channel: Channel,
+        /// Its socket and memory, for the keeper to hold.
+        hold: Option<Fds>,
+    },
     /// A socket's connection has ended, all that it carried is in the inbox.
     Down { generation: u32, channel: Channel },
     /// A message; not of iopub.
@@ -64,6 +66,9 @@ pub(super) enum EngineInput {
         generation: u32,
         channel: Channel,
         message: Message,
+        /// Where it ended in its stream.
+        heard: u32,
+        kept: Option<Kept>,
     },
     /// Time to look after it.
     Timer { generation: u32, timer: Timer },
@@ -183,12 +188,18 @@ impl EngineDriver {
             log: self.session.dir.engine_log().into_os_string().into(),
             nice: None,
         };
-        self.connect(Endpoints::new(&self.session, generation, file), None);
+        let endpoints = Endpoints::new(&self.session, generation, file);
+        self.connect(endpoints, None, |channel| Stream::new(channel, 0, None));
         Ok(ToKeeper::Spawn(spawn))
     }
 
-    /// Goes on with an engine that an earlier host started.
-    pub fn adopt(&mut self, generation: u32, process: Process) -> Result<ToKeeper, String> {
+    /// Goes on with an engine that an earlier host started; with `streams` of it, where the keeper held them.
+    pub fn adopt(
+        &mut self,
+        generation: u32,
+        process: Process,
+        streams: impl FnMut(Channel) -> Stream,
+    ) -> Result<ToKeeper, String> {
         let path = self.connection_path();
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
@@ -196,6 +207,7 @@ impl EngineDriver {
         self.connect(
             Endpoints::new(&self.session, generation, file),
             Some(process.clone()),
+            streams,
         );
         Ok(ToKeeper::Watch(process))
     }
@@ -204,9 +216,15 @@ impl EngineDriver {
         self.session.dir.engine().join("connection.json")
     }
 
-    fn connect(&mut self, endpoints: Endpoints, process: Option<Process>) {
+    fn connect(
+        &mut self,
+        endpoints: Endpoints,
+        process: Option<Process>,
+        mut streams: impl FnMut(Channel) -> Stream,
+    ) {
         let (until, receiver) = watch::channel(());
-        if let Err(error) = ingest::start(endpoints.clone(), self.inbox.clone(), receiver) {
+        let (iopub, inbox) = (streams(Channel::Iopub), self.inbox.clone());
+        if let Err(error) = ingest::start(endpoints.clone(), iopub, inbox, receiver) {
             tracing::error!(%error, "no thread for the engine's iopub");
         }
         let mut tasks = tokio::task::JoinSet::new();
@@ -216,7 +234,7 @@ impl EngineDriver {
             senders.insert(channel, sender);
             tasks.spawn_local(run_channel(
                 endpoints.clone(),
-                channel,
+                streams(channel),
                 receiver,
                 self.inbox.clone(),
             ));
@@ -329,8 +347,16 @@ impl EngineDriver {
             EngineInput::Up {
                 generation,
                 channel,
+                hold,
             } if generation == now_generation => {
                 current.bound = true;
+                output.keeper = hold.map(|fds| ToKeeper::Hold {
+                    stream: keeper::Stream {
+                        process: spawn_id(generation),
+                        name: channel.name().to_owned(),
+                    },
+                    fds,
+                });
                 if !current.up.contains(&channel) {
                     current.up.push(channel);
                 }
@@ -354,8 +380,14 @@ impl EngineDriver {
                 generation,
                 channel,
                 message,
+                heard,
+                kept: _,
             } if generation == now_generation => {
-                output.event = Some(Event::EngineMessage { channel, message });
+                output.event = Some(Event::EngineMessage {
+                    channel,
+                    message,
+                    heard,
+                });
             }
             EngineInput::Timer { generation, timer } if generation == now_generation => {
                 self.on_timer(generation, timer, awaited, &mut output);
@@ -491,26 +523,45 @@ impl Endpoints {
             identity,
         }
     }
+
+    /// Of one of the channels.
+    pub fn endpoint(&self, channel: Channel) -> Endpoint {
+        self.file.endpoint(match channel {
+            Channel::Shell => Socket::Shell,
+            Channel::Control => Socket::Control,
+            Channel::Stdin => Socket::Stdin,
+            Channel::Iopub => Socket::Iopub,
+        })
+    }
+
+    /// Ours, as a DEALER.
+    pub fn identity(&self) -> &[u8] {
+        &self.identity
+    }
 }
 
 /// Keeps one of the engine's sockets connected: shell, control or stdin.
 async fn run_channel(
     endpoints: Endpoints,
-    channel: Channel,
+    mut stream: Stream,
     mut outgoing: mpsc::UnboundedReceiver<Message>,
     inbox: Inbox<Input>,
 ) {
     let generation = endpoints.generation;
+    let channel = stream.channel;
     loop {
-        if let Some((reader, writer)) = connect_channel(&endpoints, channel).await {
+        if let Some((mut connection, writer)) = stream.connect(&endpoints).await {
+            let hold = connection.hold.take();
             inbox.send_now(Input::Engine(EngineInput::Up {
                 generation,
                 channel,
+                hold,
             }));
             tokio::select! {
-                () = read_channel(&endpoints, channel, reader, &inbox) => {}
+                () = read_channel(&endpoints, channel, &mut connection, &inbox) => {}
                 () = write_channel(&endpoints, writer, &mut outgoing) => {}
             }
+            stream.ended(&connection.reader);
             inbox.send_now(Input::Engine(EngineInput::Down {
                 generation,
                 channel,
@@ -520,43 +571,15 @@ async fn run_channel(
     }
 }
 
-async fn connect_channel(endpoints: &Endpoints, channel: Channel) -> Option<(Reader, Writer)> {
-    let socket = match channel {
-        Channel::Shell => Socket::Shell,
-        Channel::Control => Socket::Control,
-        Channel::Stdin => Socket::Stdin,
-        Channel::Iopub => Socket::Iopub,
-    };
-    let stream = transport::connect(&endpoints.file.endpoint(socket))
-        .await
-        .ok()?;
-    let identity = &endpoints.identity;
-    match transport::handshake(
-        stream,
-        SocketType::Dealer,
-        identity,
-        Limits::default(),
-        HANDSHAKE_TIMEOUT,
-    )
-    .await
-    {
-        Ok((reader, writer, _)) => Some((reader, writer)),
-        Err(error) => {
-            tracing::debug!(%error, ?channel, "no handshake with the engine yet");
-            None
-        }
-    }
-}
-
 async fn read_channel(
     endpoints: &Endpoints,
     channel: Channel,
-    mut reader: Reader,
+    connection: &mut Connection,
     inbox: &Inbox<Input>,
 ) {
     let generation = endpoints.generation;
     loop {
-        let parts = match reader.recv().await {
+        let parts = match connection.reader.recv().await {
             Ok(Some(Incoming::Message(parts))) => parts,
             Ok(Some(Incoming::Subscribe(_) | Incoming::Unsubscribe(_))) => continue,
             Ok(None) => return,
@@ -565,21 +588,21 @@ async fn read_channel(
                 return;
             }
         };
+        if connection.was_heard() {
+            continue;
+        }
         match frame::decode_trusted(parts, &endpoints.key) {
             Ok(mut message) => {
                 message.identities.clear();
                 let bytes = message.size_bytes();
-                if !inbox
-                    .send(
-                        Input::Engine(EngineInput::Message {
-                            generation,
-                            channel,
-                            message,
-                        }),
-                        bytes,
-                    )
-                    .await
-                {
+                let input = EngineInput::Message {
+                    generation,
+                    channel,
+                    message,
+                    heard: connection.heard_now(),
+                    kept: connection.kept(),
+                };
+                if !inbox.send(Input::Engine(input), bytes).await {
                     return;
                 }
             }
@@ -605,7 +628,8 @@ async fn write_channel(
     std::future::pending::<()>().await;
 }
 
-fn spawn_id(generation: u32) -> String {
+/// The engine's name with the keeper.
+pub(super) fn spawn_id(generation: u32) -> String {
     format!("engine-{generation}")
 }
 

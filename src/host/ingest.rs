@@ -1,27 +1,22 @@
 //! The thread that reads the engine's iopub, and does nothing else: an engine's PUB socket drops what is not read
 //! in time.
 
-use std::time::Duration;
-
 use tokio::sync::watch;
 
 use super::driver::Input;
 use super::engine::{Endpoints, EngineInput, RETRY_EVERY};
+use super::held::{Connection, Stream};
 use super::inbox::Inbox;
-use crate::transport::{self, Incoming, Reader};
-use crate::wire::connection_file::Socket;
-use crate::wire::zmtp::{Limits, SocketType};
+use crate::transport::Incoming;
 use crate::wire::{Message, frame};
 
 /// Messages that were read together go to the core together, up to so many bytes.
 const BATCH_BYTES_MAX: usize = 256 << 10;
 
-/// How long the engine may take for the handshake: it is a process on this machine.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Starts the thread. It ends when `until` closes.
 pub(super) fn start(
     endpoints: Endpoints,
+    stream: Stream,
     inbox: Inbox<Input>,
     until: watch::Receiver<()>,
 ) -> std::io::Result<()> {
@@ -32,18 +27,23 @@ pub(super) fn start(
                 .enable_all()
                 .build();
             match runtime {
-                Ok(runtime) => runtime.block_on(run(&endpoints, &inbox, until)),
+                Ok(runtime) => runtime.block_on(run(&endpoints, stream, &inbox, until)),
                 Err(error) => tracing::error!(%error, "no runtime for the engine's iopub"),
             }
         })?;
     Ok(())
 }
 
-async fn run(endpoints: &Endpoints, inbox: &Inbox<Input>, mut until: watch::Receiver<()>) {
+async fn run(
+    endpoints: &Endpoints,
+    mut stream: Stream,
+    inbox: &Inbox<Input>,
+    mut until: watch::Receiver<()>,
+) {
     loop {
         tokio::select! {
             _ = until.changed() => return,
-            () = read(endpoints, inbox) => {}
+            () = read(endpoints, &mut stream, inbox) => {}
         }
         tokio::select! {
             _ = until.changed() => return,
@@ -53,58 +53,45 @@ async fn run(endpoints: &Endpoints, inbox: &Inbox<Input>, mut until: watch::Rece
 }
 
 /// One connection, from its beginning to its end.
-async fn read(endpoints: &Endpoints, inbox: &Inbox<Input>) {
+async fn read(endpoints: &Endpoints, stream: &mut Stream, inbox: &Inbox<Input>) {
     let generation = endpoints.generation;
-    let Ok(stream) = transport::connect(&endpoints.file.endpoint(Socket::Iopub)).await else {
+    let channel = stream.channel;
+    // PONGs that are owed go out with the reads.
+    let Some((mut connection, _writer)) = stream.connect(endpoints).await else {
         return;
     };
-    let shaken = transport::handshake(
-        stream,
-        SocketType::Sub,
-        b"",
-        Limits::default(),
-        HANDSHAKE_TIMEOUT,
-    )
-    .await;
-    let (mut reader, mut writer) = match shaken {
-        Ok((reader, writer, _)) => (reader, writer),
-        Err(error) => {
-            tracing::debug!(%error, "no handshake with the engine's iopub yet");
-            return;
-        }
-    };
-    if writer.subscribe(b"").await.is_err() {
-        return;
-    }
     inbox.send_now(Input::Engine(EngineInput::Up {
         generation,
-        channel: crate::wire::Channel::Iopub,
+        channel,
+        hold: connection.hold.take(),
     }));
-    while let Some((messages, bytes)) = batch(&mut reader, endpoints).await {
-        if !inbox
-            .send(
-                Input::Iopub {
-                    generation,
-                    messages,
-                },
-                bytes,
-            )
-            .await
-        {
+    while let Some((messages, bytes)) = batch(&mut connection, endpoints).await {
+        let kept = connection.kept();
+        let input = Input::Iopub {
+            generation,
+            messages,
+            kept,
+        };
+        if !inbox.send(input, bytes).await {
             return;
         }
     }
+    stream.ended(&connection.reader);
     inbox.send_now(Input::Engine(EngineInput::Down {
         generation,
-        channel: crate::wire::Channel::Iopub,
+        channel,
     }));
 }
 
-/// What has come: at least one thing, and all that came with it. `None`: the connection ended.
-async fn batch(reader: &mut Reader, endpoints: &Endpoints) -> Option<(Vec<Message>, usize)> {
+/// What has come: at least one thing, and all that came with it, each with its end in the stream. `None`: the connection
+/// ended.
+async fn batch(
+    connection: &mut Connection,
+    endpoints: &Endpoints,
+) -> Option<(Vec<(Message, u32)>, usize)> {
     let mut messages = Vec::new();
     let mut bytes = 0;
-    let mut next = match reader.recv().await {
+    let mut next = match connection.reader.recv().await {
         Ok(next) => next?,
         Err(error) => {
             tracing::warn!(%error, "the engine's iopub broke");
@@ -112,11 +99,13 @@ async fn batch(reader: &mut Reader, endpoints: &Endpoints) -> Option<(Vec<Messag
         }
     };
     loop {
-        if let Incoming::Message(parts) = next {
+        if let Incoming::Message(parts) = next
+            && !connection.was_heard()
+        {
             match frame::decode_trusted(parts, &endpoints.key) {
                 Ok(message) => {
                     bytes += message.size_bytes();
-                    messages.push(message);
+                    messages.push((message, connection.heard_now()));
                 }
                 Err(error) => {
                     tracing::warn!(%error, "the engine sent something that is no message; dropped")
@@ -126,7 +115,7 @@ async fn batch(reader: &mut Reader, endpoints: &Endpoints) -> Option<(Vec<Messag
         if bytes >= BATCH_BYTES_MAX {
             return Some((messages, bytes));
         }
-        match reader.buffered() {
+        match connection.reader.buffered() {
             Ok(Some(more)) => next = more,
             // An error comes again with the next read, after these messages.
             Ok(None) | Err(_) => return Some((messages, bytes)),

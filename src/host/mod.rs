@@ -5,7 +5,8 @@
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
 //! journal's writing end, `compaction` what bounds it, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
 //! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
-//! are long over, `usage` and `gpu` what the engine's processes use, `health` its heartbeat.
+//! are long over, `usage` and `gpu` what the engine's processes use, `health` its heartbeat, `status_file` the thread that
+//! writes status.json.
 
 mod clients;
 mod clocks;
@@ -16,6 +17,7 @@ mod elsewhere;
 mod engine;
 mod gpu;
 mod health;
+mod held;
 mod hook;
 mod inbox;
 mod ingest;
@@ -23,6 +25,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod status_file;
 mod upkeep;
 mod usage;
 

@@ -81,6 +81,8 @@ pub struct Head {
     pub seq: u64,
     /// When it was written.
     pub time: Micros,
+    /// See [`Record::heard`].
+    pub heard: u32,
     /// The execution that it belongs to, else 0.
     pub execution: ExecutionNumber,
     /// Who asked, or whom it is for. Always there in requests and replies.
@@ -116,6 +118,7 @@ impl Head {
             channel,
             identities: u32::from_le_bytes(array(fixed, 4)),
             buffers: u32::from_le_bytes(array(fixed, 8)),
+            heard: u32::from_le_bytes(array(fixed, 12)),
             seq: u64::from_le_bytes(array(fixed, 16)),
             time: u64::from_le_bytes(array(fixed, 24)),
             execution: u64::from_le_bytes(array(fixed, 32)),
@@ -197,6 +200,7 @@ impl Head {
             channel: Some(channel),
             seq: record.seq,
             time: record.time,
+            heard: record.heard,
             execution,
             client,
             identities: count(message.identities.len()),
@@ -225,6 +229,7 @@ impl Head {
                 channel: None,
                 seq: record.seq,
                 time: record.time,
+                heard: record.heard,
                 execution: 0,
                 client: None,
                 identities: 0,
@@ -246,7 +251,7 @@ impl Head {
         ]);
         out.extend(self.identities.to_le_bytes());
         out.extend(self.buffers.to_le_bytes());
-        out.extend([0; 4]);
+        out.extend(self.heard.to_le_bytes());
         out.extend(self.seq.to_le_bytes());
         out.extend(self.time.to_le_bytes());
         out.extend(self.execution.to_le_bytes());
@@ -383,6 +388,7 @@ pub fn assemble<E: From<DecodeError>>(
     Ok(Record {
         seq: head.seq,
         time: head.time,
+        heard: head.heard,
         body,
     })
 }

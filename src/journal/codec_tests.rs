@@ -173,7 +173,12 @@ pub(crate) fn record() -> impl Strategy<Value = Record> {
         }),
         note().prop_map(Body::Note),
     ];
-    (any::<u64>(), any::<u64>(), body).prop_map(|(seq, time, body)| Record { seq, time, body })
+    (any::<u64>(), any::<u64>(), any::<u32>(), body).prop_map(|(seq, time, heard, body)| Record {
+        seq,
+        time,
+        heard,
+        body,
+    })
 }
 
 fn joined(record: &Record) -> Vec<u8> {
@@ -256,6 +261,7 @@ fn a_claimed_number_of_parts_is_not_believed() {
     let record = Record {
         seq: 1,
         time: 2,
+        heard: 0,
         body: Body::Iopub {
             client: None,
             execution: 3,
@@ -279,6 +285,7 @@ fn lengths_that_overflow_are_refused() {
     let record = Record {
         seq: 1,
         time: 2,
+        heard: 0,
         body: Body::Iopub {
             client: None,
             execution: 3,
@@ -300,6 +307,7 @@ fn large_parts_are_shared_not_copied() {
     let record = Record {
         seq: 1,
         time: 2,
+        heard: 0,
         body: Body::Iopub {
             client: None,
             execution: 0,
@@ -320,6 +328,7 @@ fn notes_of_a_newer_farside_are_unknown_not_errors() {
     let record = Record {
         seq: 1,
         time: 2,
+        heard: 0,
         body: Body::Note(Note::Unknown),
     };
     let head = &joined(&record)[..HEAD_BYTES];

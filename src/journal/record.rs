@@ -25,6 +25,9 @@ pub struct Record {
     pub seq: u64,
     /// When it was written.
     pub time: Micros,
+    /// Of a message of the engine: where it ended in the stream that it came on, the low 32 bits; 0 where that is not
+    /// known. So a host that comes after a killed one tells what of the stream is in the journal.
+    pub heard: u32,
     /// What happened.
     pub body: Body,
 }
@@ -65,6 +68,17 @@ pub enum Body {
     },
     /// Everything that is not a Jupyter message.
     Note(Note),
+}
+
+impl Body {
+    /// The channel that its message came or went on; `None`: it is a note.
+    pub fn channel(&self) -> Option<Channel> {
+        match self {
+            Self::Request { channel, .. } | Self::Reply { channel, .. } => Some(*channel),
+            Self::Iopub { .. } => Some(Channel::Iopub),
+            Self::Note(_) => None,
+        }
+    }
 }
 
 /// The state of an execution.

@@ -37,6 +37,7 @@ pub(crate) mod samples {
         Record {
             seq,
             time: 1_767_225_600_000_000 + seq * 1_000_000,
+            heard: 0,
             body,
         }
     }

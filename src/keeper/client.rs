@@ -11,9 +11,12 @@ use tokio::time::Instant;
 
 use super::args::{HostArgs, SessionDirs};
 use super::backoff::Backoff;
-use super::protocol::{FromKeeper, Process, ToKeeper};
+use super::protocol::{Fds, FromKeeper, Process, Stream, ToKeeper};
 use super::socket::{self, MESSAGE_BYTES_MAX, Received};
 use super::start;
+
+/// The keeper answers within a millisecond; a machine that swaps may need longer.
+const HELD_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Talks to the keeper, and replaces a keeper that was killed: then another [`FromKeeper::Hello`] comes, and all
 /// processes known to the old one are watched by the new one. Nothing else is to be done about it.
@@ -27,6 +30,8 @@ pub struct Client {
     inbox: VecDeque<FromKeeper>,
     /// Processes whose end has not been told yet.
     alive: Vec<Process>,
+    /// The engine's streams that a keeper is to hold, with their descriptors.
+    held: Vec<(Stream, Fds)>,
     /// Ids of the spawns that were sent and not answered.
     spawning: Vec<String>,
     bye: bool,
@@ -54,6 +59,7 @@ impl Client {
             outbox: VecDeque::new(),
             inbox: VecDeque::new(),
             alive: Vec::new(),
+            held: Vec::new(),
             spawning: Vec::new(),
             bye: false,
             backoff: Backoff::default(),
@@ -71,9 +77,14 @@ impl Client {
         match &message {
             ToKeeper::Watch(process) => self.note_alive(process),
             ToKeeper::Bye => self.bye = true,
+            ToKeeper::Hold { stream, fds } => {
+                self.held.retain(|(known, _)| known.name != stream.name);
+                self.held.push((stream.clone(), fds.clone()));
+            }
             ToKeeper::Spawn(_)
             | ToKeeper::Signal { .. }
             | ToKeeper::Ack { .. }
+            | ToKeeper::TakeHeld
             | ToKeeper::Unknown => {}
         }
         self.outbox.push_back(message);
@@ -98,6 +109,33 @@ impl Client {
                 Link::Up { .. } => self.exchange().await,
             }
         }
+    }
+
+    /// The engine's streams that the keeper holds for this host, each with its socket and its memory. None where the
+    /// keeper is a new one, or an old one that does not know of such.
+    pub async fn take_held(&mut self) -> Vec<(Stream, Fds)> {
+        if self.send(ToKeeper::TakeHeld).is_err() {
+            return Vec::new();
+        }
+        let answered = async {
+            while matches!(self.link, Link::Up { .. }) {
+                self.exchange().await;
+                let is_answer = |message: &FromKeeper| {
+                    matches!(
+                        message,
+                        FromKeeper::Held { .. } | FromKeeper::Refused { .. }
+                    )
+                };
+                if let Some(at) = self.inbox.iter().position(is_answer) {
+                    self.inbox.remove(at);
+                    return;
+                }
+            }
+        };
+        if tokio::time::timeout(HELD_TIMEOUT, answered).await.is_err() {
+            tracing::warn!("the keeper does not say what it holds");
+        }
+        self.held.clone()
     }
 
     /// Waits until all that was given to [`Self::send`] has been sent: before the process exits after a `Bye`.
@@ -168,6 +206,16 @@ impl Client {
             FromKeeper::Ended(end) => self.alive.retain(|process| {
                 (process.pid, process.start_time) != (end.process.pid, end.process.start_time)
             }),
+            FromKeeper::Held { streams, fds } => {
+                let pairs = fds.as_slice().chunks_exact(2);
+                let pairs = pairs.map(|pair| pair.iter().map(OwnedFd::try_clone).collect());
+                self.held = (streams.iter().cloned())
+                    .zip(pairs)
+                    .filter_map(|(stream, pair): (_, io::Result<_>)| {
+                        Some((stream, Fds::new(pair.ok()?)))
+                    })
+                    .collect();
+            }
             FromKeeper::Refused { .. } | FromKeeper::Terminate | FromKeeper::Unknown => {}
         }
     }
@@ -201,6 +249,10 @@ impl Client {
         match start::replace(&self.dirs).and_then(Link::up) {
             Ok(link) => {
                 self.link = link;
+                for (stream, fds) in &self.held {
+                    let (stream, fds) = (stream.clone(), fds.clone());
+                    self.outbox.push_front(ToKeeper::Hold { stream, fds });
+                }
                 // Before whatever has been asked since: a signal needs a process that the keeper knows.
                 if self.bye && !self.outbox.contains(&ToKeeper::Bye) {
                     self.outbox.push_front(ToKeeper::Bye);

@@ -8,11 +8,12 @@
 //!
 //! Invariants: one keeper a session (a file lock); no end of a process is forgotten before a host has
 //! acknowledged it; as long as an engine lives, there is a host or one will be started; after a `Bye` nothing
-//! is left.
+//! is left; what the engine says while no host is there is held for the next one ([`held`]).
 
 mod args;
 mod backoff;
 mod client;
+mod held;
 mod oom;
 mod protocol;
 mod signals;
@@ -28,8 +29,8 @@ use std::process::ExitCode;
 pub use args::{HostArgs, SessionDirs, session_of_command_line};
 pub use client::Client;
 pub use protocol::{
-    Ended, FromKeeper, Hello, Process, STRIPPED_VARIABLES, Spawn, Text, ToKeeper, Usage,
-    describe_end,
+    Carries, Ended, Fds, FromKeeper, Hello, Process, STRIPPED_VARIABLES, Spawn, Stream, Text,
+    ToKeeper, Usage, describe_end,
 };
 pub use socket::MESSAGE_BYTES_MAX;
 pub use start::start;

@@ -4,8 +4,10 @@
 //! messages become `Unknown`, unknown fields are ignored, a new field needs a default.
 
 use std::ffi::{OsStr, OsString};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
@@ -40,6 +42,17 @@ pub enum ToKeeper {
         /// Which.
         start_time: u64,
     },
+    /// Hold one of the engine's streams: when the host dies, read on, and give it to the next one. It takes the place
+    /// of the one of the same name.
+    Hold {
+        /// Which stream.
+        stream: Stream,
+        /// The socket, and the memory of the [`crate::spool::Spool`] that it is read into.
+        #[serde(skip)]
+        fds: Fds,
+    },
+    /// Give the streams that are held to this host. Answered by [`FromKeeper::Held`].
+    TakeHeld,
     /// The session is over: when the host ends, kill what is left of the processes and end too.
     Bye,
     /// A kind this version does not know.
@@ -64,6 +77,14 @@ pub enum FromKeeper {
     },
     /// A process ended. Told again in each [`Hello`] until its `Ack`.
     Ended(Ended),
+    /// The streams that are held. The keeper leaves them alone as long as this host lives.
+    Held {
+        /// Which.
+        streams: Vec<Stream>,
+        /// Two of each, as in [`ToKeeper::Hold`].
+        #[serde(skip)]
+        fds: Fds,
+    },
     /// A request could not be fulfilled.
     Refused {
         /// Which, in words.
@@ -100,6 +121,87 @@ pub struct Spawn {
 /// itself when its JPY_PARENT_PID goes away, and the name would be stale after the first frontend.
 pub const STRIPPED_VARIABLES: [&str; 3] =
     ["JPY_PARENT_PID", "JPY_INTERRUPT_EVENT", "JPY_SESSION_NAME"];
+
+/// A stream of an engine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Stream {
+    /// The process at its other end, as in [`Spawn::id`].
+    pub process: String,
+    /// Its name among those of the process.
+    pub name: String,
+}
+
+/// Descriptors that travel with a message.
+#[derive(Clone, Debug, Default)]
+pub struct Fds(Arc<[OwnedFd]>);
+
+impl Fds {
+    /// These.
+    pub fn new(fds: Vec<OwnedFd>) -> Self {
+        Self(fds.into())
+    }
+
+    /// All of them.
+    pub fn as_slice(&self) -> &[OwnedFd] {
+        &self.0
+    }
+}
+
+impl PartialEq for Fds {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || (self.0.is_empty() && other.0.is_empty())
+    }
+}
+
+/// A message between keeper and host, with its descriptors.
+pub trait Carries {
+    /// Those that it has.
+    fn fds(&self) -> Fds;
+    /// Gives it those that came with it.
+    fn set_fds(&mut self, fds: Fds);
+}
+
+impl Carries for ToKeeper {
+    fn fds(&self) -> Fds {
+        match self {
+            Self::Hold { fds, .. } => fds.clone(),
+            Self::Spawn(_)
+            | Self::Signal { .. }
+            | Self::Watch(_)
+            | Self::Ack { .. }
+            | Self::TakeHeld
+            | Self::Bye
+            | Self::Unknown => Fds::default(),
+        }
+    }
+
+    fn set_fds(&mut self, came: Fds) {
+        if let Self::Hold { fds, .. } = self {
+            *fds = came;
+        }
+    }
+}
+
+impl Carries for FromKeeper {
+    fn fds(&self) -> Fds {
+        match self {
+            Self::Held { fds, .. } => fds.clone(),
+            Self::Hello(_)
+            | Self::Spawned(_)
+            | Self::SpawnFailed { .. }
+            | Self::Ended(_)
+            | Self::Refused { .. }
+            | Self::Terminate
+            | Self::Unknown => Fds::default(),
+        }
+    }
+
+    fn set_fds(&mut self, came: Fds) {
+        if let Self::Held { fds, .. } = self {
+            *fds = came;
+        }
+    }
+}
 
 /// A process the keeper watches.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use super::args::SessionDirs;
 use super::protocol::{Spawn, Text};
-use super::{HOST_COMMAND, SELF_EXE, STRIPPED_VARIABLES};
+use super::{HOST_COMMAND, SELF_EXE, STRIPPED_VARIABLES, log};
 use crate::process;
 
 /// Starts the process that a host asked for; gives its pid once its exec has succeeded.
@@ -78,7 +78,8 @@ pub fn spawn(request: &Spawn) -> Result<u32, String> {
     start(command).map_err(|error| about(program, error))
 }
 
-/// Starts the host with its end of the socket to us.
+/// Starts the host with its end of the socket to us. Does not wait for its exec, which on a busy machine can take half
+/// a second: meanwhile the engine's streams are to be read. An exec that fails is a host that ends at once.
 pub fn spawn_host(dirs: &SessionDirs, socket: OwnedFd) -> io::Result<u32> {
     let mut command = Command::new(SELF_EXE);
     command
@@ -86,22 +87,31 @@ pub fn spawn_host(dirs: &SessionDirs, socket: OwnedFd) -> io::Result<u32> {
         .arg(HOST_COMMAND)
         .args(dirs.to_args())
         .stdin(socket);
-    // SAFETY: async-signal-safe, touches no memory of ours.
-    unsafe {
-        command.pre_exec(|| {
+    without_stripped(&mut command);
+    // SAFETY: the keeper has one thread, so that all of it works in the child as well.
+    match unsafe { libc::fork() } {
+        ..0 => Err(io::Error::last_os_error()),
+        0 => {
             fresh_signals();
-            Ok(())
-        });
+            let error = command.exec();
+            log(format_args!("the host cannot be executed: {error}"));
+            // SAFETY: ends the child without running anything of the parent's.
+            unsafe { libc::_exit(126) }
+        }
+        child @ 1.. => Ok(child.unsigned_abs()),
     }
-    start(command)
 }
 
 fn start(mut command: Command) -> io::Result<u32> {
+    without_stripped(&mut command);
+    // The supervisor waits for all its children at once; dropping std's handle does not kill.
+    Ok(command.spawn()?.id())
+}
+
+fn without_stripped(command: &mut Command) {
     for name in STRIPPED_VARIABLES {
         command.env_remove(name);
     }
-    // The supervisor waits for all its children at once; dropping std's handle does not kill.
-    Ok(command.spawn()?.id())
 }
 
 /// Takes back what the keeper itself blocks and ignores.

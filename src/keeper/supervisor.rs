@@ -11,9 +11,10 @@ use std::time::{Duration, Instant};
 
 use super::args::SessionDirs;
 use super::backoff::Backoff;
+use super::held::HeldStreams;
 use super::protocol::{Ended, FromKeeper, Hello, Process, Spawn, ToKeeper, Usage};
 use super::signals::{Signals, wait_for_child};
-use super::socket::{self, MESSAGE_BYTES_MAX, Received};
+use super::socket::{self, Datagram, MESSAGE_BYTES_MAX, Received};
 use super::watched::{WaitFor, Watched};
 use super::{EXIT_OTHER_HOST, log, spawn};
 use crate::journal::record::ProcessEnd;
@@ -45,6 +46,7 @@ pub struct Supervisor {
     link: Option<Link>,
     processes: Vec<Watched>,
     ended: VecDeque<Ended>,
+    held: HeldStreams,
     backoff: Backoff,
     /// The host has said Bye.
     bye: bool,
@@ -74,7 +76,7 @@ enum Host {
 /// that only asks and never listens cannot make it grow.
 struct Link {
     socket: OwnedFd,
-    outbox: VecDeque<Vec<u8>>,
+    outbox: VecDeque<Datagram>,
 }
 
 impl Supervisor {
@@ -90,6 +92,7 @@ impl Supervisor {
             link: None,
             processes: Vec::new(),
             ended: VecDeque::new(),
+            held: HeldStreams::default(),
             backoff: Backoff::default(),
             bye: false,
             terminate: false,
@@ -142,6 +145,7 @@ impl Supervisor {
             self.read_signals()?;
             self.reap_children();
             self.look_at_pidfds();
+            self.held.read();
             match &self.host {
                 Host::Adopted { pidfd, .. } if pidfd.has_ended() => self.host_ended(),
                 Host::Dead { next_at } if *next_at <= Instant::now() && !self.bye => {
@@ -181,6 +185,9 @@ impl Supervisor {
             Host::Adopted { pidfd, .. } => add(pidfd.as_fd().as_raw_fd(), libc::POLLIN),
             Host::Dead { next_at } => until(*next_at),
             Host::Child { .. } | Host::GivenUp => {}
+        }
+        for fd in self.held.to_poll() {
+            add(fd, libc::POLLIN);
         }
         for watched in &self.processes {
             match watched.wait_for() {
@@ -269,6 +276,18 @@ impl Supervisor {
             ToKeeper::Ack { pid, start_time } => {
                 self.ended
                     .retain(|end| (end.process.pid, end.process.start_time) != (pid, start_time));
+            }
+            ToKeeper::Hold { stream, fds } => {
+                let about = format!("to hold the stream {}", stream.name);
+                if let Err(error) = self.held.hold(stream, &fds) {
+                    self.refuse(&about, &error);
+                }
+            }
+            ToKeeper::TakeHeld => {
+                // What comes up to this moment is taken along.
+                self.held.read();
+                let (streams, fds) = self.held.give();
+                self.tell(&FromKeeper::Held { streams, fds });
             }
             ToKeeper::Bye => self.bye = true,
             ToKeeper::Unknown => self.refuse(
@@ -454,6 +473,7 @@ impl Supervisor {
         }
         self.read_requests();
         self.link = None;
+        self.held.take_back();
         let lived = match &self.host {
             Host::Child { since, .. } | Host::Adopted { since, .. } => since.elapsed(),
             Host::Dead { .. } | Host::GivenUp => Duration::ZERO,

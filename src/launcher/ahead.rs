@@ -118,6 +118,7 @@ mod tests {
         let record = Record {
             seq: 1,
             time: 2,
+            heard: 0,
             body: Body::Iopub {
                 client: None,
                 execution: 3,
@@ -201,6 +202,7 @@ mod tests {
                 let record = Record {
                     seq,
                     time: 0,
+                    heard: 0,
                     body: Body::Iopub {
                         client: None,
                         execution: 0,

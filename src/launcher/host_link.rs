@@ -147,6 +147,7 @@ impl HostLink {
         let record = Record {
             seq: self.number,
             time: 0,
+            heard: 0,
             body,
         };
         stream.writer.push_record(0, &record);

@@ -10,6 +10,10 @@ use serde::Deserialize;
 use crate::journal::record::Micros;
 use crate::wire::Message;
 
+/// What waited for the launcher before us in a server's socket reaches us within this, once our sockets are bound.
+/// libzmq tries a lost connection again after 0.1 s.
+const STALE_WITHIN: Micros = 10_000_000;
+
 /// The process that a launcher lives for.
 #[derive(Debug, Clone)]
 pub struct Frontend {
@@ -68,10 +72,17 @@ impl Frontend {
 impl Frontend {
     /// Whether a request was meant for a launcher before this one. A Jupyter Server whose kernel died starts another
     /// one on the same ports, and before that interrupts the dead one (jupyter_client manager.py, `shutdown_kernel`):
-    /// the request waits in the server's socket, and we would be the ones to get it. A request that does not say when
-    /// it was sent is for us.
+    /// the request waits in the server's socket, and we would be the ones to get it, as soon as we are there. Only of
+    /// such a server is its word on the time taken, whose clock is ours, and only at our beginning: other frontends'
+    /// clocks may be wrong, and an interrupt that is meant must never be swallowed. A request that does not say when it
+    /// was sent is for us.
     pub fn came_before_us(&self, message: &Message) -> bool {
-        sent_at(&message.header).is_some_and(|sent| sent < self.began)
+        self.server_file.is_some() && self.is_stale(message, crate::state_dir::now())
+    }
+
+    fn is_stale(&self, message: &Message, now: Micros) -> bool {
+        let just_began = now.saturating_sub(self.began) < STALE_WITHIN;
+        just_began && sent_at(&message.header).is_some_and(|sent| sent < self.began)
     }
 }
 
@@ -113,12 +124,15 @@ mod tests {
             server_file: None,
             began: 1_750_000_000_000_000,
         };
-        let came_before = |date: &str| {
-            frontend.came_before_us(&Message {
-                header: format!(r#"{{"msg_id":"m"{date}}}"#).into(),
+        let stale_at = |date: &str, now: Micros| {
+            let header = format!(r#"{{"msg_id":"m"{date}}}"#).into();
+            let message = Message {
+                header,
                 ..Message::default()
-            })
+            };
+            frontend.is_stale(&message, now)
         };
+        let came_before = |date: &str| stale_at(date, frontend.began + 100_000);
         // 1,750,000,000 s are 2025-06-15T15:06:40Z.
         assert!(came_before(r#","date":"2025-06-15T15:06:39.999999Z""#));
         assert!(came_before(r#","date":"2025-06-15T17:06:39.5+02:00""#));
@@ -133,5 +147,26 @@ mod tests {
         ] {
             assert!(!came_before(unreadable), "{unreadable}");
         }
+        let later = frontend.began + STALE_WITHIN;
+        assert!(
+            !stale_at(r#","date":"2025-06-15T15:06:39.999999Z""#, later),
+            "nothing of the last launcher's waits so long: the clock was set, and it is meant"
+        );
+    }
+
+    /// A frontend whose clock is behind could not interrupt anything.
+    #[test]
+    fn only_a_jupyter_servers_clock_is_believed() {
+        let old = Message {
+            header: r#"{"msg_id":"m","date":"2020-01-01T00:00:00Z"}"#.into(),
+            ..Message::default()
+        };
+        let of = |server_file: Option<&str>| Frontend {
+            pid: 1,
+            server_file: server_file.map(PathBuf::from),
+            began: crate::state_dir::now(),
+        };
+        assert!(!of(None).came_before_us(&old));
+        assert!(of(Some("jpserver-1.json")).came_before_us(&old));
     }
 }

@@ -140,6 +140,7 @@ fn large(bytes: usize) -> Record {
     Record {
         seq: 1,
         time: 2,
+        heard: 0,
         body: Body::Request {
             channel: Channel::Shell,
             client: uuid::Uuid::nil(),

@@ -7,8 +7,9 @@ use serde_json::json;
 
 use super::core::{Core, Engine};
 use super::engine::error_content;
+use super::event::Gap;
 use super::state::{Asked, Attachment, OpenBusy, Told};
-use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
+use crate::journal::record::{ExecutionNumber, ExecutionState, Note};
 use crate::wire::Channel;
 
 /// The probe that tells when an adopted engine has done all that was sent before.
@@ -80,7 +81,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_adopted(&mut self, gap_from: Micros, why: String) {
+    pub(super) fn on_adopted(&mut self, gap: Option<Gap>) {
         if !matches!(self.engine, Engine::Stopping(_)) {
             self.engine = Engine::Starting;
         }
@@ -92,14 +93,17 @@ impl Core {
             replied: false,
             idle: false,
         });
+        let Some(Gap { from, why }) = gap else {
+            return;
+        };
         self.note(Note::Gap {
-            from: gap_from,
+            from,
             until: self.now,
             why: why.clone(),
         });
         if let Some((n, execution)) = self.state.running() {
             let header = execution.asked.header.clone();
-            let gap_ms = self.now.saturating_sub(gap_from) / 1000;
+            let gap_ms = self.now.saturating_sub(from) / 1000;
             let text = format!(
                 "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
             );

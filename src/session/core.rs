@@ -221,14 +221,18 @@ impl Core {
                 });
             }
             Event::EngineConnected { generation } => self.on_engine_connected(generation),
-            Event::EngineMessage { channel, message } => self.on_engine_message(channel, message),
+            Event::EngineMessage {
+                channel,
+                message,
+                heard,
+            } => self.on_engine_message(channel, message, heard),
             Event::EngineEnded {
                 generation,
                 end,
                 why,
             } => self.on_engine_ended(generation, end, why),
             Event::EngineFailed { generation, why } => self.on_engine_failed(generation, why),
-            Event::Adopted { gap_from, why } => self.on_adopted(gap_from, why),
+            Event::Adopted { gap } => self.on_adopted(gap),
             Event::Answer { id, answer } => self.on_answer(id, answer),
             Event::Command {
                 id,
@@ -354,9 +358,15 @@ impl Core {
 
     /// Numbers a record, folds it into the state and hands it to the driver.
     pub(super) fn emit(&mut self, body: Body) {
+        self.emit_heard(0, body);
+    }
+
+    /// The same of a message of the engine, which ended there in its stream.
+    pub(super) fn emit_heard(&mut self, heard: u32, body: Body) {
         let record = Record {
             seq: self.next_seq,
             time: self.now,
+            heard,
             body,
         };
         self.next_seq += 1;

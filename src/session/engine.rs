@@ -53,7 +53,7 @@ impl Core {
         }
     }
 
-    pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message) {
+    pub(super) fn on_engine_message(&mut self, channel: Channel, mut message: Message, heard: u32) {
         let Ok(header) = message.header() else {
             tracing::warn!(
                 ?channel,
@@ -89,13 +89,15 @@ impl Core {
         }
         message.header = with_session_id(&message.header, &self.facts.session_id);
         match channel {
-            Channel::Iopub => self.on_iopub(&msg_type, n, message),
-            Channel::Stdin => self.on_input_request(n, asked.as_ref(), message),
-            Channel::Shell | Channel::Control => self.on_reply(channel, n, asked.as_ref(), message),
+            Channel::Iopub => self.on_iopub(&msg_type, n, message, heard),
+            Channel::Stdin => self.on_input_request(n, asked.as_ref(), message, heard),
+            Channel::Shell | Channel::Control => {
+                self.on_reply(channel, n, asked.as_ref(), message, heard);
+            }
         }
     }
 
-    fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message) {
+    fn on_iopub(&mut self, msg_type: &str, n: ExecutionNumber, message: Message, heard: u32) {
         if msg_type == "iopub_welcome" {
             // To us as its subscriber; each frontend gets one of its own.
             return;
@@ -118,11 +120,12 @@ impl Core {
         {
             self.execution_state(n, ExecutionState::Running, None);
         }
-        self.emit(Body::Iopub {
+        let body = Body::Iopub {
             client: None,
             execution: n,
             message,
-        });
+        };
+        self.emit_heard(heard, body);
         if msg_type == "status" {
             self.finish_if_done(n);
         }
@@ -134,6 +137,7 @@ impl Core {
         n: ExecutionNumber,
         request: Option<&RequestName>,
         mut message: Message,
+        heard: u32,
     ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) if execution.reply.is_none() => Some(&execution.asked),
@@ -151,13 +155,13 @@ impl Core {
             .iter()
             .map(|identity| identity.clone().into())
             .collect();
-        let client = *client;
-        self.emit(Body::Reply {
+        let body = Body::Reply {
             channel,
-            client,
+            client: *client,
             execution: n,
             message,
-        });
+        };
+        self.emit_heard(heard, body);
         self.finish_if_done(n);
     }
 
@@ -166,6 +170,7 @@ impl Core {
         n: ExecutionNumber,
         request: Option<&RequestName>,
         mut message: Message,
+        heard: u32,
     ) {
         let asked = match self.state.live.get(&n) {
             Some(execution) => Some(execution.asked.clone()),
@@ -180,12 +185,13 @@ impl Core {
                 .iter()
                 .map(|identity| identity.clone().into())
                 .collect();
-            self.emit(Body::Reply {
+            let body = Body::Reply {
                 channel: Channel::Stdin,
                 client: asked.client,
                 execution: n,
                 message,
-            });
+            };
+            self.emit_heard(heard, body);
         }
         if self.state.live.contains_key(&n) {
             self.execution_state(n, ExecutionState::WaitingInput, None);

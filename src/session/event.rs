@@ -58,6 +58,8 @@ pub enum Event {
         channel: Channel,
         /// As it came.
         message: Message,
+        /// Where it ended in its stream ([`Record::heard`]).
+        heard: u32,
     },
     /// The engine process is gone, and all that it had sent has been handled.
     EngineEnded {
@@ -77,10 +79,8 @@ pub enum Event {
     },
     /// A new host took over a session whose engine lives.
     Adopted {
-        /// When the last record before the gap was written.
-        gap_from: Micros,
-        /// Why nobody read meanwhile.
-        why: String,
+        /// What the engine said meanwhile is lost; `None`: nothing is.
+        gap: Option<Gap>,
     },
     /// The journal's answer to [`Effect::Query`].
     Answer {
@@ -129,6 +129,15 @@ pub enum Event {
         /// When the first record was lost.
         from: Micros,
     },
+}
+
+/// A time in which nobody heard the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Gap {
+    /// When the last record before it was written.
+    pub from: Micros,
+    /// Why nobody read meanwhile.
+    pub why: String,
 }
 
 /// What the driver has to do, in this order.

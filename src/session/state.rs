@@ -83,6 +83,9 @@ pub struct State {
     /// See `outputs`.
     #[serde(default)]
     pub output_bytes: u64,
+    /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
+    #[serde(default)]
+    pub heard: BTreeMap<Channel, u32>,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -208,6 +211,11 @@ impl State {
     /// Folds one record in.
     pub fn apply(&mut self, record: &Record) {
         self.last_record = record.time;
+        if record.heard != 0
+            && let Some(channel) = record.body.channel()
+        {
+            self.heard.insert(channel, record.heard);
+        }
         match &record.body {
             Body::Request {
                 channel,
@@ -527,6 +535,7 @@ impl State {
                 self.generation = *generation;
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
+                self.heard.clear();
                 self.info = None;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),

@@ -18,6 +18,7 @@ pub struct Turn {
 
 /// What to do next.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // one at a time, and never kept
 pub enum Todo {
     /// Append these, and then show them to the readers.
     Append(Vec<Arc<Record>>),
@@ -60,6 +61,7 @@ mod tests {
         Effect::Record(Record {
             seq,
             time: 0,
+            heard: 0,
             body: Body::Note(Note::Interrupted),
         })
     }

@@ -1,7 +1,8 @@
 //! One ZMTP connection: handshake, then a reader and a writer that two tasks can own.
 
 use std::io::{self, IoSlice};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,6 +10,7 @@ use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
 
 use super::{Stream, TransportError};
+use crate::spool::{Mark, Received, Spool};
 use crate::wire::zmtp::{self, Decoder, Event, Limits, Outgoing, Ready, SocketType};
 
 /// Reads begin with this size: a hundred idle connections cost less than a megabyte.
@@ -50,8 +52,45 @@ pub struct Reader {
     decoder: Decoder,
     socket_type: SocketType,
     read_size: ReadSize,
+    held: Option<Held>,
     /// After the end or an error nothing more is read.
     ended: bool,
+}
+
+/// What is read goes through memory that outlives this process.
+#[derive(Debug)]
+struct Held {
+    spool: Spool,
+    /// The decoder has the bytes up to this position.
+    fed: u64,
+    /// The message given last ended here.
+    given: u64,
+    /// The message under way is too large, and is read past the spool.
+    bypassing: bool,
+}
+
+impl Held {
+    fn new(spool: Spool) -> Self {
+        Self {
+            fed: spool.consumed(),
+            given: spool.consumed(),
+            spool,
+            bypassing: false,
+        }
+    }
+
+    fn begin_bypass(&mut self) {
+        self.bypassing = true;
+        self.spool.bypass();
+    }
+
+    /// `behind`: so many bytes have come that are of the next one.
+    fn message_ended(&mut self, behind: usize) {
+        self.given = self.fed - behind as u64;
+        if std::mem::take(&mut self.bypassing) {
+            self.spool.end_bypass();
+        }
+    }
 }
 
 /// The sending half.
@@ -66,6 +105,8 @@ struct Link {
     stream: Stream,
     /// Held for the time of a write that does not block, never across an await.
     outgoing: Mutex<Queue>,
+    /// Where what is read is held: whether a message is out by half is said there.
+    mark: OnceLock<Mark>,
 }
 
 #[derive(Debug, Default)]
@@ -88,6 +129,7 @@ pub async fn handshake(
     let link = Arc::new(Link {
         stream,
         outgoing: Mutex::default(),
+        mark: OnceLock::new(),
     });
     let mut writer = Writer {
         link: Arc::clone(&link),
@@ -97,6 +139,7 @@ pub async fn handshake(
         decoder: Decoder::new(limits),
         socket_type,
         read_size: ReadSize::default(),
+        held: None,
         ended: false,
     };
     let shake = async {
@@ -136,7 +179,66 @@ pub async fn handshake(
     Ok((reader, writer, peer))
 }
 
+/// Goes on with a connection of which a process that is no more had the reader and the writer, and whose reader held
+/// what it read ([`Reader::hold`]). What it had not consumed comes first. `None`: something of it is lost, or a message
+/// may have been sent by half, so that the connection is of no more use.
+pub fn resume(
+    socket: OwnedFd,
+    spool: Spool,
+    socket_type: SocketType,
+    limits: Limits,
+) -> io::Result<Option<(Reader, Writer)>> {
+    let mark = spool.mark();
+    if !spool.recoverable() || mark.is_sending() {
+        return Ok(None);
+    }
+    let link = Arc::new(Link {
+        stream: Stream::from_fd(socket)?,
+        outgoing: Mutex::default(),
+        mark: OnceLock::from(mark),
+    });
+    let writer = Writer {
+        link: Arc::clone(&link),
+    };
+    let reader = Reader {
+        link,
+        decoder: Decoder::resumed(limits),
+        socket_type,
+        read_size: ReadSize::default(),
+        held: Some(Held::new(spool)),
+        ended: false,
+    };
+    Ok(Some((reader, writer)))
+}
+
 impl Reader {
+    /// From here on, what is read is held in this spool, until its [`Mark`] consumes it. To be called right after the
+    /// handshake: `false` where the peer has sent something behind it already.
+    pub fn hold(&mut self, spool: Spool) -> bool {
+        if !self.decoder.at_boundary() {
+            return false;
+        }
+        // Set once: this is the one place, and it takes the reader.
+        let _ = self.link.mark.set(spool.mark());
+        self.held = Some(Held::new(spool));
+        true
+    }
+
+    /// The socket, for who holds it too.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.link.stream.as_fd()
+    }
+
+    /// Where what is read is held, if it is.
+    pub fn spool(&self) -> Option<&Spool> {
+        self.held.as_ref().map(|held| &held.spool)
+    }
+
+    /// The position in the stream behind the message that was given last; 0 where nothing is held.
+    pub fn position(&self) -> u64 {
+        self.held.as_ref().map_or(0, |held| held.given)
+    }
+
     /// The next thing that the peer sent; `None`: it closed the connection. Nothing is lost when the future is
     /// dropped. After an error, or the end, it gives `None`.
     pub async fn recv(&mut self) -> Result<Option<Incoming>, TransportError> {
@@ -159,8 +261,12 @@ impl Reader {
         }
         loop {
             match self.event()? {
-                None => return Ok(None),
+                None if !self.feed() => return Ok(None),
+                None => {}
                 Some(event) => {
+                    if let (Some(held), Event::Message(_)) = (&mut self.held, &event) {
+                        held.message_ended(self.decoder.unread_bytes());
+                    }
                     if let Some(incoming) = self.translate(event) {
                         return Ok(Some(incoming));
                     }
@@ -230,16 +336,15 @@ impl Reader {
         if self.ended {
             return Ok(false);
         }
-        let n = loop {
+        loop {
             match self.try_read() {
-                Ok(n) => break n,
+                Ok(Received::Bytes(_)) => return Ok(true),
+                Ok(Received::Ended) => break,
+                Ok(Received::Full) => self.make_room().await,
                 Err(e) if e.kind() == io::ErrorKind::WouldBlock => self.link.readable().await?,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(self.lost(e)),
             }
-        };
-        if n > 0 {
-            return Ok(true);
         }
         self.ended = true;
         if self.decoder.is_untouched() {
@@ -251,12 +356,59 @@ impl Reader {
         Ok(false)
     }
 
-    fn try_read(&mut self) -> io::Result<usize> {
+    fn try_read(&mut self) -> io::Result<Received> {
+        if let Some(held) = &mut self.held {
+            if held.spool.is_too_large(self.decoder.large_missing_bytes()) {
+                held.begin_bypass();
+            }
+            if !held.bypassing {
+                let received = self.link.stream.try_receive(&mut held.spool);
+                self.feed();
+                return received;
+            }
+        }
         let mut space = self.decoder.space(self.read_size.bytes);
         let offered = space.limit();
         let n = self.link.stream.try_read_buf(&mut space)?;
         self.read_size.after(n, offered);
-        Ok(n)
+        if let Some(held) = &mut self.held {
+            held.spool.passed_by(n);
+            held.fed += n as u64;
+        }
+        Ok(match n {
+            0 => Received::Ended,
+            n => Received::Bytes(n),
+        })
+    }
+
+    /// Gives the decoder more of what is held. `false`: it has all.
+    fn feed(&mut self) -> bool {
+        let Some(held) = &mut self.held else {
+            return false;
+        };
+        let bytes = held.spool.bytes(held.fed);
+        if bytes.is_empty() {
+            return false;
+        }
+        let mut space = self.decoder.space(self.read_size.bytes);
+        let offered = space.limit();
+        let n = offered.min(bytes.len());
+        bytes::BufMut::put_slice(&mut space, &bytes[..n]);
+        held.fed += n as u64;
+        self.read_size.after(n, offered);
+        true
+    }
+
+    /// The spool is full: waits until something is consumed. Where only the message under way fills it, nothing will
+    /// be: the rest of it is read past the spool.
+    async fn make_room(&mut self) {
+        if let Some(held) = &mut self.held
+            && held.spool.consumed() >= held.given
+        {
+            held.begin_bypass();
+        } else if let Some(mark) = self.link.mark.get() {
+            mark.room().await;
+        }
     }
 
     fn lost(&mut self, e: io::Error) -> TransportError {
@@ -330,6 +482,9 @@ impl Link {
     /// Writes what goes without waiting. `true`: all of it.
     fn try_flush(&self) -> io::Result<bool> {
         let queue = &mut *self.lock();
+        if let Some(mark) = self.mark.get().filter(|_| !queue.data.is_empty()) {
+            mark.set_sending(true);
+        }
         while !queue.data.is_empty() {
             let mut slices = [IoSlice::new(&[]); WRITE_SLICES];
             let filled = queue.data.slices(&mut slices);
@@ -342,6 +497,9 @@ impl Link {
             }
         }
         queue.pong = false;
+        if let Some(mark) = self.mark.get() {
+            mark.set_sending(false);
+        }
         Ok(true)
     }
 

@@ -5,7 +5,8 @@
 //! Runs on any tokio runtime, also one of a single thread.
 //!
 //! Invariants: payloads are not copied on their way out, large ones not on their way in; what is buffered for a
-//! peer is only what the caller handed over; [`Reader::recv`] may be dropped at any await.
+//! peer is only what the caller handed over; [`Reader::recv`] may be dropped at any await; what a reader holds
+//! ([`Reader::hold`]) is not lost with its process.
 
 mod connection;
 mod stream;
@@ -18,7 +19,7 @@ use std::time::Duration;
 use crate::wire::zmtp::{SocketType, ZmtpError};
 
 pub use crate::wire::zmtp::Limits;
-pub use connection::{Incoming, Peer, Reader, Writer, handshake};
+pub use connection::{Incoming, Peer, Reader, Writer, handshake, resume};
 pub use stream::{Listener, Stream, connect};
 
 /// Why a connection ended, or never came to be.

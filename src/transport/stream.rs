@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, Permissions};
 use std::io::{self, IoSlice};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,6 +11,7 @@ use bytes::BufMut;
 use tokio::io::{Interest, Ready};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
 
+use crate::spool::{Received, Spool};
 use crate::wire::Endpoint;
 
 /// Connections waiting to be accepted, as libzmq has it.
@@ -159,6 +160,15 @@ fn listen_unix(path: &Path) -> io::Result<UnixListener> {
     socket.listen(BACKLOG)
 }
 
+impl AsFd for Stream {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Tcp(stream) => stream.as_fd(),
+            Self::Unix(stream) => stream.as_fd(),
+        }
+    }
+}
+
 fn file_id(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|m| (m.dev(), m.ino()))
 }
@@ -169,6 +179,25 @@ impl Stream {
             stream.set_nodelay(true)?;
         }
         Ok(self)
+    }
+
+    /// A connected socket that another process had. Needs a tokio runtime with I/O.
+    pub(super) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(fd);
+        socket.set_nonblocking(true)?;
+        // Of any other family's socket std gives no unix address.
+        if socket.local_addr().is_ok() {
+            UnixStream::from_std(socket).map(Self::Unix)
+        } else {
+            TcpStream::from_std(OwnedFd::from(socket).into()).map(Self::Tcp)
+        }
+    }
+
+    pub(super) fn try_receive(&self, spool: &mut Spool) -> io::Result<Received> {
+        match self {
+            Self::Tcp(s) => s.try_io(Interest::READABLE, || spool.receive(s.as_fd())),
+            Self::Unix(s) => s.try_io(Interest::READABLE, || spool.receive(s.as_fd())),
+        }
     }
 
     pub(super) fn try_read_buf(&self, buf: &mut impl BufMut) -> io::Result<usize> {

@@ -7,8 +7,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
 use super::*;
+use crate::spool::Spool;
 use crate::wire::Endpoint;
-use crate::wire::zmtp::{Decoder, Event, greeting, ready};
+use crate::wire::zmtp::{Decoder, Event, Outgoing, greeting, ready};
 
 /// No test waits longer for anything that is due.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -508,4 +509,137 @@ async fn a_tcp_port_can_be_bound_again_at_once() {
     assert_eq!(due(client.read(&mut [0; 1])).await.unwrap(), 0);
     drop(client);
     Listener::bind(&endpoint).await.unwrap();
+}
+
+/// A reader that holds what it reads in a ring of `capacity` bytes.
+async fn holding(capacity: usize) -> (Reader, Writer, UnixStream) {
+    let (mut reader, writer, bare) = with_bare_peer(SocketType::Dealer, SocketType::Router).await;
+    assert!(reader.hold(Spool::create(7, capacity).unwrap()));
+    (reader, writer, bare)
+}
+
+/// What another process makes of a reader's socket and spool, when this one is gone without a word.
+fn resumed(reader: Reader, writer: Writer) -> Option<(Reader, Writer)> {
+    let socket = reader.socket().try_clone_to_owned().unwrap();
+    let memory = reader.spool().unwrap().fd().try_clone_to_owned().unwrap();
+    drop((reader, writer));
+    resume(
+        socket,
+        Spool::open(memory).unwrap(),
+        SocketType::Dealer,
+        Limits::default(),
+    )
+    .unwrap()
+}
+
+#[tokio::test]
+async fn a_held_stream_goes_on_in_another_process() {
+    let (mut reader, writer, mut bare) = holding(4096).await;
+    let mut outgoing = Outgoing::default();
+    for part in [&b"one"[..], b"two", b"three"] {
+        outgoing.push_message(&message(&[part]));
+    }
+    let bytes = encoded(&outgoing);
+    // The last message by half.
+    let (first, rest) = bytes.split_at(bytes.len() - 2);
+    bare.write_all(first).await.unwrap();
+    let next = due(reader.recv()).await.unwrap();
+    assert_eq!(next, Some(Incoming::Message(message(&[b"one"]))));
+    reader.spool().unwrap().mark().consume(reader.position());
+    // Read, and not consumed.
+    let next = due(reader.recv()).await.unwrap();
+    assert_eq!(next, Some(Incoming::Message(message(&[b"two"]))));
+    let position = reader.position();
+    let (mut reader, mut writer) = resumed(reader, writer).unwrap();
+    bare.write_all(rest).await.unwrap();
+    let next = due(reader.recv()).await.unwrap();
+    assert_eq!(next, Some(Incoming::Message(message(&[b"two"]))));
+    assert_eq!(reader.position(), position);
+    let next = due(reader.recv()).await.unwrap();
+    assert_eq!(next, Some(Incoming::Message(message(&[b"three"]))));
+    // The other direction goes on, too.
+    writer.send(&message(&[b"answer"])).await.unwrap();
+    let mut said = [0; 8];
+    due(bare.read_exact(&mut said)).await.unwrap();
+    assert_eq!(&said[2..], b"answer");
+    drop(bare);
+    assert_eq!(due(reader.recv()).await.unwrap(), None);
+}
+
+#[tokio::test]
+async fn a_connection_on_which_a_message_may_be_out_by_half_is_not_gone_on_with() {
+    let (reader, mut writer, _bare) = holding(4096).await;
+    let large = message(&[&[1; 8 << 20]]);
+    let send = writer.send(&large);
+    // The peer does not read.
+    assert!(
+        tokio::time::timeout(Duration::from_millis(50), send)
+            .await
+            .is_err()
+    );
+    assert!(resumed(reader, writer).is_none());
+}
+
+fn encoded(outgoing: &Outgoing) -> Vec<u8> {
+    let mut slices = [std::io::IoSlice::new(&[]); 64];
+    let filled = outgoing.slices(&mut slices);
+    slices[..filled]
+        .iter()
+        .flat_map(|slice| slice.to_vec())
+        .collect()
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::test_runner::Config::with_cases(64))]
+
+    /// Messages of any sizes beside the ring's, consumed now and then, the process replaced now and then: each comes, in
+    /// order, none is lost; those that were not consumed come again. Only over one that passes the ring by nothing can
+    /// be gone on with.
+    #[test]
+    fn nothing_held_is_lost(
+        messages in proptest::collection::vec((proptest::collection::vec(0..400_usize, 1..6), 0..3_u8, proptest::bool::weighted(0.2)), 1..40),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            const CAPACITY: usize = 600;
+            let (mut reader, mut writer, mut bare) = holding(CAPACITY).await;
+            let all: Vec<Vec<Bytes>> = (0..).zip(&messages).map(|(n, (parts, ..))| {
+                parts.iter().map(|length| vec![n as u8; *length].into()).collect()
+            }).collect();
+            let to_send = all.clone();
+            let sending = tokio::spawn(async move {
+                for parts in to_send {
+                    let mut outgoing = Outgoing::default();
+                    outgoing.push_message(&parts);
+                    bare.write_all(&encoded(&outgoing)).await.unwrap();
+                }
+                bare
+            });
+            let mut consumed = 0;
+            let mut next = 0;
+            while next < all.len() {
+                let got = due(reader.recv()).await.unwrap();
+                assert_eq!(got, Some(Incoming::Message(all[next].clone())), "message {next}");
+                let (_, what, replaced) = &messages[next];
+                next += 1;
+                // A reader that waits for room needs somebody who consumes; here nobody else does.
+                let held: usize = all[consumed..next].iter().flatten().map(|part| part.len() + 9).sum();
+                if *what > 0 || held + 2500 > CAPACITY {
+                    reader.spool().unwrap().mark().consume(reader.position());
+                    consumed = next;
+                }
+                if *replaced {
+                    let Some(new) = resumed(reader, writer) else {
+                        let of_ring = |parts: &[Bytes]| parts.iter().map(|part| part.len() + 9).sum::<usize>();
+                        assert!(all[consumed.saturating_sub(1)..].iter().any(|parts| of_ring(parts) > CAPACITY / 2), "nothing passed by");
+                        return;
+                    };
+                    (reader, writer) = new;
+                    next = consumed;
+                }
+            }
+            drop(sending.await.unwrap());
+            assert_eq!(due(reader.recv()).await.unwrap(), None);
+        });
+    }
 }

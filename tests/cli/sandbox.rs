@@ -180,6 +180,7 @@ impl Journal {
         let record = Record {
             seq: self.writer.next_seq(),
             time: self.time,
+            heard: 0,
             body,
         };
         self.writer.append(&[record]).unwrap();

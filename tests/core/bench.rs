@@ -10,7 +10,8 @@ use farside::journal::record::{
 use farside::session::clock::Now;
 use farside::session::core::{Core, Facts};
 use farside::session::event::{
-    Answer, Command, Effect, Event, ExecutionSummary, Notification, PastExecution, Query, Selector,
+    Answer, Command, Effect, Event, ExecutionSummary, Gap, Notification, PastExecution, Query,
+    Selector,
 };
 use farside::session::outputs::{Compactor, Limits};
 use farside::session::state::State;
@@ -692,7 +693,11 @@ impl Bench {
         self.engine_messages += 1;
         let msg_id = format!("engine-{}", self.engine_messages);
         let message = message(msg_type, &msg_id, "engine", &request.header, content);
-        self.event(Event::EngineMessage { channel, message });
+        self.event(Event::EngineMessage {
+            channel,
+            message,
+            heard: 0,
+        });
     }
 
     pub fn iopub(&mut self, request: &Message, msg_type: &str, content: Value) {
@@ -784,7 +789,11 @@ impl Bench {
         self.take(effects);
         if lives {
             let why = "the host was killed".into();
-            self.event(Event::Adopted { gap_from, why });
+            let gap = Some(Gap {
+                from: gap_from,
+                why,
+            });
+            self.event(Event::Adopted { gap });
         }
     }
 

@@ -557,6 +557,7 @@ fn a_message_without_a_readable_header_is_nothing() {
     b.event(Event::EngineMessage {
         channel: Channel::Iopub,
         message: request,
+        heard: 0,
     });
     assert!(b.to_engine.is_empty());
     assert_eq!(b.heard(a), Vec::<String>::new());

@@ -267,6 +267,7 @@ fn records(program: &[u8]) -> Vec<Record> {
         records.push(Record {
             seq,
             time: seq,
+            heard: 0,
             body,
         });
     }
@@ -280,6 +281,7 @@ fn note(seq: u64, note: Note) -> Record {
     Record {
         seq,
         time: seq,
+        heard: 0,
         body: Body::Note(note),
     }
 }

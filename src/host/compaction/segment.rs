@@ -191,7 +191,12 @@ impl Writing<'_> {
             execution: n,
             message,
         };
-        self.out.push(&Record { seq, time, body })
+        self.out.push(&Record {
+            seq,
+            time,
+            heard: 0,
+            body,
+        })
     }
 
     fn keep(&mut self, segment: &mut Segment, found: &Scanned) -> io::Result<()> {
@@ -241,6 +246,7 @@ impl Writing<'_> {
         self.out.push(&Record {
             seq: hole.first,
             time: hole.time,
+            heard: 0,
             body: Body::Note(Note::Compacted {
                 n: hole.n,
                 until: hole.until,

@@ -99,6 +99,14 @@ impl Decoder {
         }
     }
 
+    /// A decoder for a connection whose handshake is over and whose next byte begins a message.
+    pub fn resumed(limits: Limits) -> Self {
+        Self {
+            stage: Stage::Open,
+            ..Self::new(limits)
+        }
+    }
+
     /// Where the next read goes; room for about `read_bytes`, at least one byte. A large frame under way is read
     /// into its own buffer, which grows with what has really come: to twice that at most.
     pub fn space(&mut self, read_bytes: usize) -> Limit<&mut dyn BufMut> {
@@ -172,6 +180,18 @@ impl Decoder {
             && self.parts.is_empty()
             && self.large.is_none()
             && self.small.is_empty()
+    }
+
+    /// Bytes that belong to what comes after the last event, once [`Decoder::next`] has given a message.
+    pub fn unread_bytes(&self) -> usize {
+        self.buf.len()
+    }
+
+    /// Bytes that the large frame under way still lacks; 0: there is none.
+    pub fn large_missing_bytes(&self) -> usize {
+        self.large
+            .as_ref()
+            .map_or(0, |large| large.frame_bytes - large.data.len())
     }
 
     /// Whether nothing at all has come yet.

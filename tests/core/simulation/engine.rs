@@ -184,7 +184,11 @@ impl Simulation {
             && let Some(message) = sent.pop_front()
         {
             let channel = Channel::Iopub;
-            self.event(Event::EngineMessage { channel, message });
+            self.event(Event::EngineMessage {
+                channel,
+                message,
+                heard: 0,
+            });
         }
         self.holds = false;
         self.commit();
@@ -264,7 +268,11 @@ impl Simulation {
                 .get_mut(&channel)
                 .and_then(VecDeque::pop_front)
                 .unwrap();
-            self.event(Event::EngineMessage { channel, message });
+            self.event(Event::EngineMessage {
+                channel,
+                message,
+                heard: 0,
+            });
             return true;
         }
         if !engine.dead {

@@ -2,7 +2,7 @@
 
 use farside::journal::record::{Body, Note, Record};
 use farside::session::core::Core;
-use farside::session::event::{Effect, Event};
+use farside::session::event::{Effect, Event, Gap};
 use farside::session::turn::{Todo, Turn};
 use farside::wire::Channel;
 
@@ -227,7 +227,11 @@ impl Simulation {
         if pid.is_some() && self.hosts == host {
             if self.engine.is_some() {
                 let why = "the host was killed".into();
-                self.event(Event::Adopted { gap_from, why });
+                let gap = Some(Gap {
+                    from: gap_from,
+                    why,
+                });
+                self.event(Event::Adopted { gap });
             } else {
                 self.engine_died = true;
                 self.event(Event::EngineEnded {

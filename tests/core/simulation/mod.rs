@@ -465,7 +465,9 @@ fn gist(event: &Event) -> String {
                 header.msg_id
             )
         }
-        Event::EngineMessage { channel, message } => format!("engine: {}", line(*channel, message)),
+        Event::EngineMessage {
+            channel, message, ..
+        } => format!("engine: {}", line(*channel, message)),
         other => format!("{other:?}"),
     }
 }

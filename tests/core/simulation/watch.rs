@@ -9,7 +9,7 @@ use farside::session::state::{State, header_id, is_idle};
 use farside::wire::{Channel, Message};
 
 use super::Simulation;
-use crate::bench::{id, line};
+use crate::bench::line;
 
 /// What was seen of the records so far.
 #[derive(Default)]

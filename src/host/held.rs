@@ -1,0 +1,191 @@
+//! One of the engine's streams, from the host that opened it to those that come after: what is read lies in a
+//! [`Spool`] until it is in the journal, and the keeper holds socket and spool over a host's death.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use super::engine::Endpoints;
+use crate::keeper::Fds;
+use crate::spool::{Mark, RING_BYTES, SMALL_RING_BYTES, Spool};
+use crate::transport::{self, Reader, Writer};
+use crate::wire::Channel;
+use crate::wire::zmtp::{Limits, SocketType};
+
+/// How long the engine may take for a handshake: it is a process on this machine.
+const HANDSHAKE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+
+/// A stream, from connection to connection.
+pub(super) struct Stream {
+    pub channel: Channel,
+    /// Where the next connection's bytes begin to count.
+    position: u64,
+    /// The connection that an earlier host had.
+    taken: Option<Taken>,
+}
+
+/// A connection of an earlier host, with all that is not in the journal.
+pub(super) struct Taken {
+    socket: OwnedFd,
+    spool: Spool,
+    /// What ended up to here is in the journal: [`crate::journal::record::Record::heard`].
+    heard: u32,
+}
+
+/// A connection to the engine.
+pub(super) struct Connection {
+    pub reader: Reader,
+    /// For the keeper, where it does not have them yet.
+    pub hold: Option<Fds>,
+    /// Of the journal, see [`Taken`]; 0: nothing of this connection is in there.
+    heard: u32,
+}
+
+/// To be consumed when what was read up to here is in the journal.
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    mark: Mark,
+    position: u64,
+}
+
+impl Kept {
+    /// It is.
+    pub fn consume(self) {
+        self.mark.consume(self.position);
+    }
+}
+
+impl Taken {
+    /// What a keeper held; `None`: it is of no use.
+    pub fn new(fds: &Fds, heard: u32) -> io::Result<Option<Self>> {
+        let [socket, memory] = fds.as_slice() else {
+            return Ok(None);
+        };
+        let spool = Spool::open(memory.try_clone()?)?;
+        if !spool.recoverable() || spool.mark().is_sending() {
+            return Ok(None);
+        }
+        Ok(Some(Self {
+            socket: socket.try_clone()?,
+            spool,
+            heard,
+        }))
+    }
+
+    /// Whether the keeper had to stop reading, so that the engine may have dropped something since.
+    pub fn is_full(&self) -> bool {
+        self.spool.is_full()
+    }
+}
+
+impl Stream {
+    /// `position`: of the last message of it in the journal, if any.
+    pub fn new(channel: Channel, position: u32, taken: Option<Taken>) -> Self {
+        Self {
+            channel,
+            position: position.into(),
+            taken,
+        }
+    }
+
+    /// The connection that was taken over, or else a new one; `None`: there is none yet.
+    pub async fn connect(&mut self, endpoints: &Endpoints) -> Option<(Connection, Writer)> {
+        let (socket_type, identity) = match self.channel {
+            Channel::Iopub => (SocketType::Sub, &[][..]),
+            Channel::Shell | Channel::Control | Channel::Stdin => {
+                (SocketType::Dealer, endpoints.identity())
+            }
+        };
+        if let Some(taken) = self.taken.take() {
+            let Taken {
+                socket,
+                spool,
+                heard,
+            } = taken;
+            match transport::resume(socket, spool, socket_type, Limits::default()) {
+                Ok(Some((reader, writer))) => {
+                    let connection = Connection {
+                        reader,
+                        hold: None,
+                        heard,
+                    };
+                    return Some((connection, writer));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, channel = ?self.channel, "a held stream cannot be gone on with");
+                }
+            }
+        }
+        let stream = transport::connect(&endpoints.endpoint(self.channel))
+            .await
+            .ok()?;
+        let limits = Limits::default();
+        let shaken =
+            transport::handshake(stream, socket_type, identity, limits, HANDSHAKE_TIMEOUT).await;
+        let (mut reader, mut writer) = match shaken {
+            Ok((reader, writer, _)) => (reader, writer),
+            Err(error) => {
+                tracing::debug!(%error, channel = ?self.channel, "no handshake with the engine yet");
+                return None;
+            }
+        };
+        let hold = self.hold(&mut reader).unwrap_or_else(|error| {
+            tracing::warn!(%error, channel = ?self.channel, "what is read is not held beyond this process");
+            None
+        });
+        if self.channel == Channel::Iopub {
+            writer.subscribe(b"").await.ok()?;
+        }
+        let connection = Connection {
+            reader,
+            hold,
+            heard: 0,
+        };
+        Some((connection, writer))
+    }
+
+    fn hold(&self, reader: &mut Reader) -> io::Result<Option<Fds>> {
+        let bytes = match self.channel {
+            Channel::Iopub => RING_BYTES,
+            Channel::Shell | Channel::Control | Channel::Stdin => SMALL_RING_BYTES,
+        };
+        let spool = Spool::create(self.position, bytes)?;
+        let memory = spool.fd().try_clone_to_owned()?;
+        if !reader.hold(spool) {
+            return Ok(None);
+        }
+        let socket = reader.socket().try_clone_to_owned()?;
+        Ok(Some(Fds::new(vec![socket, memory])))
+    }
+
+    /// A connection has ended: the next one's bytes count on.
+    pub fn ended(&mut self, reader: &Reader) {
+        self.position = reader.position().max(self.position);
+    }
+}
+
+impl Connection {
+    /// Whether the message that the reader gave last is in the journal.
+    pub fn was_heard(&self) -> bool {
+        // Their difference is far below 2^31: what is not in the journal fits into the spool.
+        self.heard != 0 && (self.heard.wrapping_sub(self.heard_now()) as i32) >= 0
+    }
+
+    /// Where that message ended: [`crate::journal::record::Record::heard`].
+    pub fn heard_now(&self) -> u32 {
+        match self.reader.position() {
+            0 => 0,
+            // 0 means that it is not known.
+            position => (position as u32).max(1),
+        }
+    }
+
+    /// All up to that message.
+    pub fn kept(&self) -> Option<Kept> {
+        let mark = self.reader.spool()?.mark();
+        Some(Kept {
+            mark,
+            position: self.reader.position(),
+        })
+    }
+}
