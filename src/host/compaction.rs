@@ -185,7 +185,10 @@ impl Worker {
         for divisor in less {
             self.compact(Wanted::Over, divisor)?;
         }
-        self.compact(Wanted::Running { bytes_min: 0 }, whole)
+        for divisor in DIVISORS {
+            self.compact(Wanted::Running { bytes_min: 0 }, divisor)?;
+        }
+        Ok(())
     }
 
     fn compact(&mut self, wanted: Wanted, divisor: usize) -> Result<(), Halt> {

@@ -122,6 +122,7 @@ struct Driver {
     log: Log,
     lookups: Lookups,
     compaction: Compaction,
+    durability: Durability,
     /// That of the last append.
     segment: Option<u32>,
     keeper: Keeper,
@@ -209,6 +210,7 @@ pub(super) async fn run(
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
         compaction: Compaction::start(config.journal_bytes_max, log.tail(), replacer)?,
+        durability: config.durability,
         segment: log.segment(),
         log,
         lookups,
@@ -546,8 +548,18 @@ impl Driver {
         }
     }
 
-    /// Writes this turn's records up to the last large one; [`Driver::commit`] does the rest.
+    /// Writes what takes long, on another thread: this turn's records up to the last large one; all of them, in one go,
+    /// where the disk is waited for. [`Driver::commit`] does the rest.
     async fn append_large(&mut self) {
+        if self.durability == Durability::Power {
+            let records = std::mem::take(self.turn.records());
+            if !records.is_empty() {
+                let appended = self.log.append_apart(records).await;
+                self.appended(appended);
+                self.checkpoint_if_wanted();
+            }
+            return;
+        }
         let mut any = false;
         loop {
             let records = self.turn.records();
@@ -562,7 +574,7 @@ impl Driver {
                 self.appended(appended);
             }
             if let Some(large) = large {
-                let appended = self.log.append_large(large).await;
+                let appended = self.log.append_apart(vec![large]).await;
                 self.appended(appended);
                 any = true;
             }

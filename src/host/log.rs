@@ -28,7 +28,7 @@ const RECORD_BYTES: usize = 256;
 
 /// See the module. One writer; any number of [`Tail`]s.
 pub struct Log {
-    /// `None`: it is with the thread of [`Log::append_large`].
+    /// `None`: it is with the thread of [`Log::append_apart`].
     writer: Option<Writer>,
     tail: Tail,
     last: watch::Sender<Last>,
@@ -61,7 +61,7 @@ pub struct Tail {
 struct Last {
     /// Of those whose append was tried.
     tried: u64,
-    /// Of those that readers may look at: the same, or one more while a large record is being appended.
+    /// Of those that readers may look at: the same, or more while an append goes on on another thread.
     shown: u64,
 }
 
@@ -153,15 +153,19 @@ impl Log {
         self.appended(result, now)
     }
 
-    /// Appends one record on another thread; the readers have it meanwhile. Not to be cancelled.
-    pub async fn append_large(&mut self, record: Arc<Record>) -> Appended {
-        let (seq, now) = (record.seq, record.time);
+    /// Appends in one go on another thread: for what takes long, by its size or because the disk is waited for. The
+    /// readers have it meanwhile. Not to be cancelled.
+    pub async fn append_apart(&mut self, records: Vec<Arc<Record>>) -> Appended {
+        let Some(newest) = records.last() else {
+            return Appended::Kept;
+        };
+        let (seq, now) = (newest.seq, newest.time);
         let result = match self.writer.take() {
             Some(mut writer) => {
-                self.tail.lock().extend(vec![record.clone()]);
+                self.tail.lock().extend(records.clone());
                 self.last.send_modify(|last| last.shown = seq);
                 let appending = tokio::task::spawn_blocking(move || {
-                    let result = writer.append(&[record]).map(drop);
+                    let result = writer.append(&records).map(drop);
                     (writer, result)
                 });
                 match appending.await {
@@ -177,7 +181,7 @@ impl Log {
                 }
             }
             None => {
-                self.tail.lock().extend(vec![record]);
+                self.tail.lock().extend(records);
                 Err(lost())
             }
         };
@@ -311,7 +315,7 @@ impl Shared {
     }
 }
 
-/// Whether a record is one for [`Log::append_large`].
+/// Whether a record is one for [`Log::append_apart`].
 pub fn is_large(record: &Record) -> bool {
     cost(record) >= LARGE_BYTES
 }
