@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 unexport NO_COLOR
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint unit simulate fuzz e2e bench venv node build release clean
+.PHONY: help demo test lint unit simulate fuzz e2e faults bench venv node build release clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -69,8 +69,16 @@ fuzz: ## the decoders and compaction, each for FUZZ_SECONDS with bytes that a fu
 e2e: build venv node ## the end-to-end tests, with real frontends and engines
 	FARSIDE_BIN=$(TARGET)/debug/farside $(VENV)/bin/python -m pytest -c tests/e2e/pytest.ini tests/e2e -n $(E2E_JOBS) $(E2E_RERUNS) $(PYTEST_ARGS)
 
+FAULTS ?= 500
+
+faults: release venv ## real processes killed, stopped and starved: FAULTS of it (`FARSIDE_SEED=17 make faults` throws the same dice again)
+	@FAULTS=$(FAULTS) FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/campaign.py --json $(TARGET)/faults.json $(FAULTS_ARGS)
+
+# `make bench BENCH_ARGS="--quick --only latency"`; `BENCH_ARGS=--scaling` measures how cost grows instead.
 bench: release venv ## the limits to hold, paired with the bare engine; writes target/bench.json
-	@FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
+	$(CARGO) build --locked --release --example scripted
+	@FARSIDE_BIN=$(TARGET)/release/farside FARSIDE_SCRIPTED=$(TARGET)/release/examples/scripted \
+	  $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
 
 build:
 	$(CARGO) build --locked

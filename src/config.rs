@@ -226,7 +226,13 @@ impl Config {
     /// The settings of this process: defaults, then the system's `config.toml`, then the user's, then the environment,
     /// then `flags`.
     pub fn load(flags: &Flags) -> Result<Loaded, ConfigError> {
-        Self::load_with(flags, environment())
+        Self::load_with(flags, environment(), Faults::Refused)
+    }
+
+    /// The same for the host of a session that has been living with `flags`. It must come up, whatever somebody has
+    /// written into config.toml since: what is wrong is passed over, and is among the warnings.
+    pub fn load_for_host(flags: &Flags) -> Result<Loaded, ConfigError> {
+        Self::load_with(flags, environment(), Faults::PassedOver)
     }
 
     /// The settings that no process was given by its starter: defaults and `config.toml`. For what is done to
@@ -234,10 +240,14 @@ impl Config {
     pub fn load_shared() -> Result<Loaded, ConfigError> {
         let mut variables = environment();
         variables.retain(|(name, _)| SETTINGS.iter().all(|s| variable_of(s.key) != *name));
-        Self::load_with(&Flags::default(), variables)
+        Self::load_with(&Flags::default(), variables, Faults::Refused)
     }
 
-    fn load_with(flags: &Flags, variables: Vec<(String, String)>) -> Result<Loaded, ConfigError> {
+    fn load_with(
+        flags: &Flags,
+        variables: Vec<(String, String)>,
+        faults: Faults,
+    ) -> Result<Loaded, ConfigError> {
         let variable = |name: &str| {
             variables
                 .iter()
@@ -250,15 +260,55 @@ impl Config {
         };
         let user = base.map(|base| base.join("farside/config.toml"));
         let system = variable(SYSTEM_FILE_VARIABLE).map_or(SYSTEM_FILE, |path| path);
-        let mut files = Vec::new();
+        let (mut files, mut warnings) = (Vec::new(), Vec::new());
         for path in user.into_iter().chain([PathBuf::from(system)]) {
             match fs::read_to_string(&path) {
                 Ok(text) => files.push((path, text)),
                 Err(e) if is_absent(&e) => {}
-                Err(e) => return Err(bad_file(&path, format!("cannot read it: {e}"))),
+                Err(e) => faults.meet(
+                    bad_file(&path, format!("cannot read it: {e}")),
+                    &mut warnings,
+                )?,
             }
         }
-        merge(&files, &variables, flags)
+        let mut loaded = merge(&files, &variables, flags, faults)?;
+        loaded.warnings.splice(..0, warnings);
+        Ok(loaded)
+    }
+}
+
+/// What becomes of what is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Faults {
+    Refused,
+    PassedOver,
+}
+
+impl Faults {
+    fn meet(self, fault: ConfigError, warnings: &mut Vec<String>) -> Result<(), ConfigError> {
+        match self {
+            Self::Refused => Err(fault),
+            Self::PassedOver => {
+                warnings.push(fault.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    /// The good ones.
+    fn sift(
+        self,
+        values: Vec<Result<Value, ConfigError>>,
+        warnings: &mut Vec<String>,
+    ) -> Result<Vec<Value>, ConfigError> {
+        let mut good = Vec::with_capacity(values.len());
+        for value in values {
+            match value {
+                Ok(value) => good.push(value),
+                Err(fault) => self.meet(fault, warnings)?,
+            }
+        }
+        Ok(good)
     }
 }
 
@@ -291,17 +341,23 @@ fn merge(
     files: &[(PathBuf, String)],
     variables: &[(String, String)],
     flags: &Flags,
+    faults: Faults,
 ) -> Result<Loaded, ConfigError> {
-    let mut tables = Vec::new();
+    let (mut tables, mut warnings) = (Vec::new(), Vec::new());
     for (file, text) in files {
-        let table = text
-            .parse::<toml::Table>()
-            .map_err(|e| bad_file(file, e.to_string()))?;
-        if let Some(key) = table.keys().find(|key| Setting::find(key).is_none()) {
-            return Err(ConfigError::UnknownKey {
+        let table = match text.parse::<toml::Table>() {
+            Ok(table) => table,
+            Err(e) => {
+                faults.meet(bad_file(file, e.to_string()), &mut warnings)?;
+                continue;
+            }
+        };
+        for key in table.keys().filter(|key| Setting::find(key).is_none()) {
+            let unknown = ConfigError::UnknownKey {
                 file: file.clone(),
                 key: key.clone(),
-            });
+            };
+            faults.meet(unknown, &mut warnings)?;
         }
         tables.push((file.display().to_string(), table));
     }
@@ -309,8 +365,9 @@ fn merge(
     let mut given = Vec::new();
     let mut is_lifetime_given = false;
     for setting in SETTINGS {
-        let for_us = from_flags_and_variables(setting, variables, flags)?;
-        let for_all = from_files(setting, &tables)?;
+        let for_us = from_flags_and_variables(setting, variables, flags);
+        let for_us = faults.sift(for_us, &mut warnings)?;
+        let for_all = faults.sift(from_files(setting, &tables), &mut warnings)?;
         if let Some(value) = chosen(&for_us) {
             given.push((value.key.to_owned(), value.value.clone()));
         }
@@ -322,7 +379,7 @@ fn merge(
             source: "default".to_owned(),
         }));
     }
-    let mut warnings: Vec<String> = variables.iter().filter_map(unknown_variable).collect();
+    warnings.extend(variables.iter().filter_map(unknown_variable));
     warnings.extend(keep_to_cap(&mut values, is_lifetime_given && !flags.kept)?);
     let config = Config::from_values(
         &values
@@ -344,7 +401,7 @@ fn from_flags_and_variables(
     setting: &Setting,
     variables: &[(String, String)],
     flags: &Flags,
-) -> Result<Vec<Value>, ConfigError> {
+) -> Vec<Result<Value, ConfigError>> {
     let variable = variable_of(setting.key);
     let flag = (flags.given.iter())
         .find(|(key, _)| *key == setting.key)
@@ -362,7 +419,7 @@ fn from_flags_and_variables(
 fn from_files(
     setting: &Setting,
     tables: &[(String, toml::Table)],
-) -> Result<Vec<Value>, ConfigError> {
+) -> Vec<Result<Value, ConfigError>> {
     let found = tables
         .iter()
         .filter_map(|(file, table)| Some((file, table.get(setting.key)?)));

@@ -11,8 +11,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
 
+mod inotify;
 mod pidfd;
 
+pub use inotify::Deletions;
 pub use pidfd::PidFd;
 
 fn no_such_process() -> io::Error {

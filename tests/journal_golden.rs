@@ -189,6 +189,7 @@ fn records() -> Vec<Record> {
             n: 1,
             first_seq: 5,
             session: String::new(),
+            extent: None,
         }),
         Body::Note(Note::AttachEnded {
             client: CLIENT,

@@ -2,7 +2,7 @@
 
 use ratatui::text::Span;
 
-use super::render::Field;
+use super::render::{Field, NOTHING};
 
 /// Blanks between two columns.
 pub const GAP: u16 = 2;
@@ -19,6 +19,8 @@ pub struct Column {
     pub expendable: u8,
     /// What it keeps at least, where it can be narrower than its text.
     least: u16,
+    /// Whether it goes where no row has anything in it.
+    where_known: bool,
 }
 
 /// A column.
@@ -27,6 +29,7 @@ pub const fn column(heading: &'static str, expendable: u8) -> Column {
         heading,
         expendable,
         least: FLEXIBLE_COLUMNS_MIN,
+        where_known: false,
     }
 }
 
@@ -34,6 +37,14 @@ impl Column {
     /// The same, but not to be made narrower than this.
     pub const fn at_least(self, least: u16) -> Self {
         Self { least, ..self }
+    }
+
+    /// The same, but only where some row has something in it.
+    pub const fn where_known(self) -> Self {
+        Self {
+            where_known: true,
+            ..self
+        }
     }
 
     /// The heading as it is shown.
@@ -52,18 +63,28 @@ impl Column {
     }
 }
 
-/// Takes columns away until the rest fits into `width` (`None`: all fit). Each row has a field for each column.
+/// Takes columns away: those of which nothing is known, and then as many as it takes for the rest to fit into `width`
+/// (`None`: all fit). Each row has a field for each column.
 pub fn fit(columns: &mut Vec<Column>, rows: &mut [Vec<Field>], width: Option<u16>) {
+    for at in (0..columns.len()).rev() {
+        if columns[at].where_known && rows.iter().all(|row| row[at].text() == NOTHING) {
+            remove(columns, rows, at);
+        }
+    }
     let Some(width) = width else { return };
     while needed(columns, rows) > u32::from(width) {
         let last = (0..columns.len())
             .filter(|&at| columns[at].expendable > 0)
             .max_by_key(|&at| columns[at].expendable);
         let Some(last) = last else { return };
-        columns.remove(last);
-        for row in rows.iter_mut() {
-            row.remove(last);
-        }
+        remove(columns, rows, last);
+    }
+}
+
+fn remove(columns: &mut Vec<Column>, rows: &mut [Vec<Field>], at: usize) {
+    columns.remove(at);
+    for row in rows.iter_mut() {
+        row.remove(at);
     }
 }
 
@@ -183,6 +204,17 @@ mod tests {
         assert_eq!(columns.len(), 3);
         fit(&mut columns, &mut rows, Some(12 + 2 + 3 + 2 + 19));
         assert_eq!(columns.len(), 2);
+    }
+
+    #[test]
+    fn a_column_of_which_nothing_is_known_goes_at_any_width() {
+        for (value, expected) in [(NOTHING, 3), ("8G", 4)] {
+            let (mut columns, mut rows) = example();
+            columns[1] = column(">GPU", 0).where_known();
+            rows[0][1] = plain(value);
+            fit(&mut columns, &mut rows, None);
+            assert_eq!((columns.len(), rows[0].len()), (expected, expected));
+        }
     }
 
     #[test]

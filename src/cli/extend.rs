@@ -23,9 +23,10 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
     let seconds = args.duration.as_secs();
     let answer = command(&session, "extend", Command::Extend { seconds })?;
     let ends = answer["text"].as_str().unwrap_or_default();
-    for (i, end) in ends.lines().enumerate() {
-        let label = if i == 0 { "now ends" } else { "or" };
-        out.message(&format!("{} {label} {end}", session.json.name));
-    }
+    out.message(&format!(
+        "{} now ends {}",
+        session.json.name,
+        ends.trim_end()
+    ));
     Ok(Exit::Done)
 }

@@ -69,6 +69,12 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
             std::thread::sleep(LOOK_EVERY);
         }
     }
+    if !cursor.ended && !session.is_live() {
+        // Nobody writes any more, so what is no whole record at the end never will be.
+        if let Some(item) = cursor.damaged_tail().with_context(unreadable)? {
+            printer.item(&item, out)?;
+        }
+    }
     printer.end(out)?;
     Ok(Exit::Done)
 }
@@ -118,9 +124,11 @@ impl Cursor {
                 .or(info.places.last)
         });
         let reader = match (from, execution) {
-            (Some(position), _) => Reader::open_at(dir, position)?,
+            (Some(position), Some(info)) => {
+                Reader::open_near(dir, position, info.places.first_seq)?
+            }
             (None, Some(info)) => Reader::open(dir, info.places.first_seq)?,
-            (None, None) => Reader::open(dir, 1)?,
+            (_, None) => Reader::open(dir, 1)?,
         };
         let until_seq = execution.map_or(u64::MAX, |info| info.places.last_seq);
         let execution = execution.map(|info| info.n);
@@ -147,6 +155,11 @@ impl Cursor {
                 return Ok(items);
             }
         }
+    }
+
+    fn damaged_tail(&mut self) -> io::Result<Option<Item>> {
+        while !self.reader.next_batch(BATCH_BYTES)?.is_empty() {}
+        self.reader.damaged_tail()
     }
 
     /// An execution is over with its last record; a thread that it left behind may have printed after its end. One

@@ -2,8 +2,8 @@
 
 use super::columns::{Column, column, fit};
 use super::readings::Reading;
-use super::render::{Field, Style, Tone, ago, field, plain, session_tone, span, table};
-use super::top::view::{cpu, left, memory, unresponsive};
+use super::render::{Field, Style, ago, field, or_dash, plain, session_tone, span, table};
+use super::top::view::{cpu, gpu, left, memory, unresponsive};
 use super::{Exit, Output};
 use crate::journal::record::Micros;
 use crate::state_dir::{SessionFacts, Sessions, now};
@@ -24,7 +24,7 @@ pub struct Args {
 }
 
 /// From left to right; [`ENDED`] comes behind them for `--all`.
-const COLUMNS: [Column; 11] = [
+const COLUMNS: [Column; 13] = [
     column("ID", 0),
     column("~NAME", 0).at_least(20),
     column("ENGINE", 7),
@@ -35,6 +35,8 @@ const COLUMNS: [Column; 11] = [
     column("ACTIVE", 5),
     column("CPU", 3),
     column(">MEMORY", 4),
+    column(">PEAK", 9),
+    column(">GPU", 4).where_known(),
     column("LEFT", 1),
 ];
 /// The reason of an end takes a sentence.
@@ -109,16 +111,14 @@ fn row(reading: &Reading, now: Micros) -> Vec<Field> {
             |status| cpu(status.cpu_seconds, live.and(status.cpu_seconds_left)),
         ),
         memory(live.map_or(0, |status| status.memory_bytes)),
+        memory(status.map_or(0, |status| status.memory_peak_bytes)),
+        gpu(live.and_then(|status| status.gpu_memory_bytes)),
         if reading.is_live() {
             left(facts.ends_at, ends_by, now)
         } else {
             or_dash(None)
         },
     ]
-}
-
-fn or_dash(text: Option<String>) -> Field {
-    text.map_or_else(|| field("-", Tone::Dim), plain)
 }
 
 fn ended(reading: &Reading, now: Micros) -> Field {
@@ -175,6 +175,7 @@ mod tests {
             cpu_seconds: 14_000.0,
             cpu_seconds_left: Some(5_400.0),
             memory_bytes: 1_340_000_000,
+            memory_peak_bytes: 2_100_000_000,
             ..Status::starting()
         };
         let stuck = Status {
@@ -200,6 +201,7 @@ mod tests {
             cpu_seconds: 75.0,
             cpu_seconds_left: Some(1.0),
             memory_bytes: 84_000_000,
+            memory_peak_bytes: 90_000_000,
             unresponsive_since: Some(NOW - 300 * SECOND),
             ..Status::starting()
         };
@@ -227,10 +229,10 @@ mod tests {
     #[test]
     fn a_pipe_gets_every_column() {
         assert_snapshot!(shown(true, None), @r"
-        ID        NAME           ENGINE   STATE            ATTACHED  RUNS  BUSY   ACTIVE  CPU                MEMORY  LEFT            ENDED
-        aaaa1111  train          python3  busy                    1    12  2h1m   5s      3h53m, 1h30m left    1.3G  1h30m budget    -
-        bbbb2222  an-experiment  python3  unresponsive 5m         0     3  5m30s  5m30s   3.2s                  84M  2m10s lifetime  -
-        cccc3333  sweep          python3  ended                   0     3  -      2h      1m15s                   -  -               1h ago, idle: no execution and no request for 1h (idle_timeout_detached)
+        ID        NAME           ENGINE   STATE            ATTACHED  RUNS  BUSY   ACTIVE  CPU                MEMORY  PEAK  LEFT            ENDED
+        aaaa1111  train          python3  busy                    1    12  2h1m   5s      3h53m, 1h30m left    1.3G  2.1G  1h30m budget    -
+        bbbb2222  an-experiment  python3  unresponsive 5m         0     3  5m30s  5m30s   3.2s                  84M     -  2m10s lifetime  -
+        cccc3333  sweep          python3  ended                   0     3  -      2h      1m15s                   -   90M  -               1h ago, idle: no execution and no request for 1h (idle_timeout_detached)
         ");
     }
 

@@ -28,6 +28,7 @@ mod readings;
 mod records;
 pub mod render;
 mod restart;
+mod status;
 mod stop;
 mod terminal;
 #[cfg(test)]
@@ -83,6 +84,7 @@ pub enum Command {
     Install(install::InstallArgs),
     Uninstall(install::UninstallArgs),
     Ls(ls::Args),
+    Status(status::Args),
     Top(top::Args),
     Attach(attach::Args),
     Logs(logs::Args),
@@ -169,6 +171,7 @@ fn run(command: Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Install(args) => install::install(&args, out),
         Command::Uninstall(args) => install::uninstall(&args, out),
         Command::Ls(args) => ls::run(&args, out),
+        Command::Status(args) => status::run(&args, out),
         Command::Top(args) => top::run(&args, out),
         Command::Attach(args) => attach::run(&args, out),
         Command::Logs(args) => logs::run(&args, out),

@@ -184,6 +184,7 @@ fn describe_note(note: &Note) -> Option<String> {
         | Note::EngineStarted { .. }
         | Note::EngineReady { .. }
         | Note::Interrupted
+        | Note::Restarting
         | Note::ClientAttached { .. }
         | Note::ClientDetached { .. }
         | Note::Execution { .. }

@@ -12,6 +12,9 @@ use crate::state_dir::SessionState;
 /// A wrapped column narrower than this (padding included) cannot be read; the line is then too long instead.
 const WRAPPED_COLUMNS_MIN: u16 = 14;
 
+/// Stands where there is nothing to say.
+pub const NOTHING: &str = "-";
+
 /// How text is laid out.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Style {
@@ -63,6 +66,11 @@ pub fn field(text: impl Into<String>, tone: Tone) -> Field {
 /// A plain cell.
 pub fn plain(text: impl Into<String>) -> Field {
     field(text, Tone::Plain)
+}
+
+/// What is not there is a dash.
+pub fn or_dash(text: Option<String>) -> Field {
+    text.map_or_else(|| field(NOTHING, Tone::Dim), plain)
 }
 
 /// Rows in aligned columns, no frame. A heading that begins with `>` stands over a column aligned to the right, one

@@ -20,6 +20,14 @@ fn load(text: &str, variables: &[(&str, &str)], args: &[&str]) -> Result<Loaded,
     merge(&[file("/c/config.toml", text)], &variables, &flags(args))
 }
 
+fn merge(
+    files: &[(PathBuf, String)],
+    variables: &[(String, String)],
+    flags: &Flags,
+) -> Result<Loaded, ConfigError> {
+    super::merge(files, variables, flags, Faults::Refused)
+}
+
 fn file(path: &str, text: &str) -> (PathBuf, String) {
     (path.into(), text.to_owned())
 }
@@ -317,4 +325,40 @@ fn near_misses_are_recognised() {
         " (did you mean `idle_timeout`?)"
     );
     assert_eq!(did_you_mean("FARSIDE"), "");
+}
+
+/// A host that was killed could not come back while config.toml had a slip in it, and its session's outputs were lost.
+#[test]
+fn a_host_passes_over_what_is_wrong_and_says_so() {
+    let kept = [("idle_timeout".to_owned(), "7m".to_owned())];
+    let kept = Flags::from_pairs(kept.iter().map(|(key, value)| (key, value)));
+    let files = [
+        file(
+            "/u",
+            "max_lifetime = 'soon'\nretire_grace = '5s'\nbedtime = 8",
+        ),
+        file("/s", "max_lifetime = '9h'\nmax_lifetime_cap = '10h'"),
+    ];
+    let load =
+        |files: &[(PathBuf, String)]| super::merge(files, &[], &kept, Faults::PassedOver).unwrap();
+    let loaded = load(&files);
+    assert_eq!(loaded.config.idle_timeout, Some(Duration::from_secs(420)));
+    assert_eq!(loaded.config.retire_grace, Duration::from_secs(5));
+    assert_eq!(source(&loaded, "max_lifetime"), "/s", "the next good one");
+    let said = loaded.warnings.join("\n");
+    assert!(
+        said.contains("`soon` is no value for max_lifetime") && said.contains("`bedtime`"),
+        "{said}"
+    );
+    // A file that is none takes nothing of the other with it.
+    let loaded = load(&[file("/u", "max_lifetime ="), files[1].clone()]);
+    assert_eq!(
+        loaded.config.max_lifetime_cap,
+        Some(Duration::from_secs(36_000))
+    );
+    assert!(
+        loaded.warnings[0].starts_with("/u: "),
+        "{:?}",
+        loaded.warnings
+    );
 }

@@ -231,6 +231,7 @@ mod tests {
     use tokio::io::AsyncReadExt;
 
     use super::*;
+    use crate::host::digest::Digester;
     use crate::host::log::{Appended, Log};
     use crate::journal::record::Record;
     use crate::journal::{Writer, WriterOptions};
@@ -280,7 +281,8 @@ mod tests {
             farside: "0".into(),
         };
         let (sender, side) = mpsc::unbounded_channel();
-        let cursor = Cursor::new(&hello, "s", "id", log.tail());
+        let digester = Digester::start("id", log.tail(), 0).unwrap();
+        let cursor = Cursor::new(&hello, "s", log.tail(), digester.digests());
         let admission = Admission {
             stream: 1,
             welcome,

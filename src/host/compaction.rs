@@ -22,7 +22,7 @@ use self::plan::{Plan, Survey, Wanted};
 use super::log::Tail;
 use super::lookup::Replacer;
 use crate::journal::record::ExecutionNumber;
-use crate::journal::{Prepared, segments, writer};
+use crate::journal::{Prepared, digest, segments, writer};
 use crate::session::outputs::{Budget, Limits};
 
 /// The smallest segment: below it files cost more than they hold.
@@ -151,10 +151,13 @@ impl Worker {
     }
 
     fn look(&mut self) -> io::Result<()> {
-        let before = segments::total_bytes(&self.dir)?;
+        let digests = digest::total_bytes(&self.dir)?;
+        let before = segments::total_bytes(&self.dir)? + digests;
         if before <= self.bound || before < self.again_at {
             return Ok(());
         }
+        // What can be made again goes first.
+        digest::remove_all(&self.dir)?;
         match self.round() {
             Ok(()) | Err(Halt::Enough) => {}
             Err(Halt::Stopped) => return Ok(()),

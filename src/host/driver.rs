@@ -16,11 +16,13 @@ use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::compaction::{self, Compaction};
 use super::cursor::Cursor;
+use super::digest::Digester;
 use super::elsewhere;
 use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
+use super::ground::{self, Ground};
 use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
-use super::inbox::{Inbox, Queued};
+use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
@@ -43,6 +45,10 @@ use crate::wire::{Channel, Message};
 
 /// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
 const TURN_INPUTS_MAX: usize = 512;
+
+/// And how many bytes, about. Readers get their turn behind it: it must be far less than what stays in memory
+/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files.
+const TURN_BYTES_MAX: usize = 512 << 10;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
@@ -102,6 +108,8 @@ pub(super) enum Input {
     Orphaned {
         client: ClientId,
     },
+    /// Something in the session's folders was deleted.
+    Deleted,
 }
 
 /// A client as the driver knows it.
@@ -125,12 +133,13 @@ struct Driver {
     durability: Durability,
     /// That of the last append.
     segment: Option<u32>,
+    digester: Digester,
     keeper: Keeper,
     engine: EngineDriver,
     hooks: Hooks,
     notifier: Notifier,
     usage: Sampler,
-    keeper_pid: Option<u32>,
+    keeper_process: Option<ProcessId>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -149,7 +158,17 @@ struct Driver {
     /// This very process.
     process: Option<ProcessId>,
     connection_file: Option<String>,
+    accepting: Accepting,
+    /// The session's folder was deleted: it ends when the last client has left.
+    homeless: bool,
     over: bool,
+}
+
+/// The link's socket, and the task that accepts there.
+struct Accepting {
+    /// `None`: there is no socket at the moment.
+    socket: Option<(u64, u64)>,
+    task: tokio::task::JoinHandle<()>,
 }
 
 /// Runs the session until it ends.
@@ -159,7 +178,10 @@ pub(super) async fn run(
     args: HostArgs,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
-    let loaded = crate::config::Config::load(&settings)?;
+    let loaded = crate::config::Config::load_for_host(&settings)?;
+    for warning in &loaded.warnings {
+        tracing::warn!("settings: {warning}");
+    }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
     let options = WriterOptions {
@@ -205,10 +227,17 @@ pub(super) async fn run(
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
     let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let first_live = state
+        .live
+        .values()
+        .map(|execution| execution.first_seq)
+        .min();
+    let first_live = first_live.unwrap_or(recovered.next_seq);
     let lookups = Lookups::start(&session, inbox.clone())?;
     let replacer = lookups.replacer(log.tail());
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
+        digester: Digester::start(&session.json.id, log.tail(), first_live)?,
         compaction: Compaction::start(config.journal_bytes_max, log.tail(), replacer)?,
         durability: config.durability,
         segment: log.segment(),
@@ -223,7 +252,7 @@ pub(super) async fn run(
         hooks: Hooks::default(),
         notifier: Notifier::new(),
         usage,
-        keeper_pid: None,
+        keeper_process: None,
         keeper,
         status_file: StatusFile::start(session.clone(), lock)?,
         session,
@@ -240,6 +269,11 @@ pub(super) async fn run(
         shown: (("", 0, None), Instant::now()),
         process: ProcessId::of(std::process::id()),
         connection_file: None,
+        accepting: Accepting {
+            socket: None,
+            task: tokio::task::spawn_local(async {}),
+        },
+        homeless: false,
         over: false,
     };
     // As late as can be: until then the keeper reads them.
@@ -248,12 +282,11 @@ pub(super) async fn run(
         None => Vec::new(),
     };
     driver.open(&held)?;
-    let listener = bind_link(&driver.session)?;
-    let accepting = tokio::task::spawn_local(clients::accept(listener, driver.inbox.clone()));
+    driver.accept()?;
+    let ground = Ground::watch(&driver.session.dir, driver.inbox.clone());
     let result = driver.turns(&mut receiver).await;
+    drop(ground);
     let notifier = driver.close().await;
-    // Who came too late sees at once that nobody is here.
-    accepting.abort();
     drop(receiver);
     notifier.finish().await;
     result
@@ -404,7 +437,7 @@ impl Driver {
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
-                _ = receiver.recv_many(&mut inputs, TURN_INPUTS_MAX) => {}
+                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
@@ -416,6 +449,7 @@ impl Driver {
                 shares.push(share);
                 self.input(item);
             }
+            self.end_if_homeless();
             self.append_large().await;
             self.commit();
             // Only now is it where a host that comes after us finds it.
@@ -457,12 +491,16 @@ impl Driver {
             } => {
                 self.kept.extend(kept);
                 if generation == self.core.state().generation {
+                    // They came together.
+                    let now = clocks::now();
                     for (message, heard) in messages {
-                        self.event(Event::EngineMessage {
+                        let event = Event::EngineMessage {
                             channel: Channel::Iopub,
                             message,
                             heard,
-                        });
+                        };
+                        let effects = self.core.handle(event, now);
+                        self.turn.take(effects);
                     }
                 }
             }
@@ -523,6 +561,7 @@ impl Driver {
                     self.detach(client, "its link broke and did not come back");
                 }
             }
+            Input::Deleted => self.on_deleted(),
             Input::Orphaned { client } => {
                 if self.clients.contains_key(&client) {
                     self.detach(client, "the process it lived for is gone");
@@ -592,6 +631,7 @@ impl Driver {
             self.segment = segment;
             self.compaction.look();
         }
+        self.digester.appended(self.log.shown_bytes());
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -693,7 +733,11 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
-                self.keeper_pid = Some(hello.keeper_pid);
+                self.keeper_process = ProcessId::of(hello.keeper_pid);
+                self.status_due.get_or_insert_with(Instant::now);
+                for process in &hello.alive {
+                    self.end_if_stray(process);
+                }
                 for ended in hello.ended {
                     self.on_keeper(FromKeeper::Ended(ended));
                 }
@@ -743,20 +787,84 @@ impl Driver {
         }
     }
 
+    /// The link's socket is made (again), and who was served stays served.
+    fn accept(&mut self) -> std::io::Result<()> {
+        self.session
+            .dir
+            .ensure_sockets_dir()
+            .map_err(std::io::Error::other)?;
+        let listener = bind_link(&self.session)?;
+        let socket = ground::identity(&self.session.dir.link_socket());
+        let task = tokio::task::spawn_local(clients::accept(listener, self.inbox.clone()));
+        // The streams of the old one live in it, so it goes on; nobody finds it any more.
+        self.accepting = Accepting { socket, task };
+        Ok(())
+    }
+
+    fn on_deleted(&mut self) {
+        if self.over {
+            return;
+        }
+        if !self.homeless && ground::is_gone(&self.session.dir) {
+            let why = "the session's folder was deleted";
+            tracing::error!("{why}; the session ends when nobody is attached");
+            self.homeless = true;
+            self.log.close(why);
+        }
+        self.log.look_after_file();
+        let there = ground::identity(&self.session.dir.link_socket());
+        if there.is_none() || there != self.accepting.socket {
+            tracing::warn!("the link's socket was deleted; it is made again");
+            if let Err(error) = self.accept() {
+                tracing::error!(%error, "the link's socket cannot be made");
+            }
+        }
+    }
+
+    /// Nobody could ever come back to it.
+    fn end_if_homeless(&mut self) {
+        if self.homeless && self.clients.is_empty() && self.core.state().lifetime.ending.is_none() {
+            self.end("stopped: its folder was deleted");
+        }
+    }
+
     fn usage_target(&self) -> Target {
         let state = self.core.state();
         let engine = self.engine.process();
         Target {
             generation: state.generation,
             roots: Roots {
-                keeper: self.keeper_pid,
+                keeper: self.keeper_process.map(|keeper| keeper.pid),
                 host: std::process::id(),
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },
             active: state.running().is_some(),
+            seen: (state.last_n, state.info.is_some()),
             left: (self.core.limits().cpu_budget)
                 .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
         }
+    }
+
+    /// An engine that the last host had asked for, and died before it had noted it: nobody knows of it.
+    fn end_if_stray(&mut self, process: &Process) {
+        let named = ProcessId {
+            pid: process.pid,
+            start_ticks: process.start_time,
+        };
+        if self.is_our_engine(process) || self.engine.watches(process) || !named.is_alive() {
+            return;
+        }
+        tracing::warn!(
+            process = process.id,
+            pid = process.pid,
+            "an engine that is not this session's; killed"
+        );
+        self.tell_keeper(ToKeeper::Signal {
+            pid: process.pid,
+            start_time: process.start_time,
+            signal: libc::SIGKILL,
+            group: true,
+        });
     }
 
     fn is_our_engine(&self, process: &Process) -> bool {
@@ -796,7 +904,7 @@ impl Driver {
         let session_id = facts.header_session();
         let tail = self.log.tail();
         let seq = tail.last_seq();
-        let cursor = Cursor::new(&hello, &session_id, &facts.id, tail);
+        let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
         let welcome = Welcome {
             version: VERSION,
             session: facts.id.clone(),
@@ -957,6 +1065,7 @@ impl Driver {
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
             host: self.process,
+            keeper: self.keeper_process,
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,
@@ -975,7 +1084,7 @@ impl Driver {
                 .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
             memory_bytes: self.core.memory_bytes(),
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.usage.gpu_memory_bytes(),
+            gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
@@ -989,6 +1098,7 @@ impl Driver {
         self.hooks.finish();
         self.compaction.finish();
         self.lookups.finish();
+        self.digester.finish();
         self.write_status();
         let _lock = self.status_file.finish();
         let reason = self.core.state().ended.clone().unwrap_or_default();
@@ -1004,6 +1114,8 @@ impl Driver {
             }
         };
         let _ = tokio::time::timeout(GOODBYE_TIMEOUT, gone).await;
+        // Who came too late sees at once that nobody is here.
+        self.accepting.task.abort();
         let _ = std::fs::remove_dir_all(self.session.dir.sockets());
         self.tell_keeper(ToKeeper::Bye);
         self.keeper.flush().await;

@@ -5,7 +5,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::journal::record::{Body, ExecutionState};
+use crate::journal::record::{Body, ExecutionState, Extent};
 use crate::journal::{self, ExecutionInfo, Reader, View};
 use crate::session::core::Predecessor;
 use crate::session::event::{Answer, ExecutionSummary, PastExecution, Selector};
@@ -191,11 +191,16 @@ pub(super) fn with_reply(dir: &Path, info: ExecutionInfo) -> Result<PastExecutio
         },
         None => None,
     };
-    let first_seq = info.places.first_seq;
+    let places = info.places;
+    let extent = places.request.or(places.start).map(|first| Extent {
+        first,
+        last_seq: places.last_seq,
+    });
     Ok(PastExecution {
         session: String::new(),
         summary: summary(info),
-        first_seq,
+        first_seq: places.first_seq,
+        extent,
         reply_content,
     })
 }

@@ -84,6 +84,29 @@ impl<T> Inbox<T> {
     }
 }
 
+/// Waits for an entry, and takes those that have come with it: at most so many, and about so many bytes. Cancelled, it
+/// has taken none.
+pub async fn receive_some<T>(
+    receiver: &mut mpsc::UnboundedReceiver<Queued<T>>,
+    into: &mut Vec<Queued<T>>,
+    entries_max: usize,
+    bytes_max: usize,
+) {
+    let mut next = receiver.recv().await;
+    let mut bytes = 0;
+    while let Some(queued) = next {
+        bytes += queued
+            .share
+            .as_ref()
+            .map_or(0, |share| share.num_permits() * UNIT_BYTES);
+        into.push(queued);
+        if bytes >= bytes_max || into.len() >= entries_max {
+            return;
+        }
+        next = receiver.try_recv().ok();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::future::Future;
@@ -125,6 +148,38 @@ mod tests {
         assert!(!is_ready(inbox.send("small", 1)));
         drop(receiver.try_recv());
         assert!(is_ready(inbox.send("small", 1)));
+    }
+
+    #[test]
+    fn what_is_taken_at_once_is_bounded_in_number_and_in_bytes() {
+        let (inbox, mut receiver) = Inbox::new();
+        let mut taken = Vec::new();
+        assert!(!is_ready(receive_some(
+            &mut receiver,
+            &mut taken,
+            3,
+            1 << 20
+        )));
+        for item in 0..10 {
+            assert!(is_ready(inbox.send(item, 100 << 10)));
+        }
+        let mut taken = |entries_max, bytes_max| -> Vec<i32> {
+            let mut taken = Vec::new();
+            assert!(is_ready(receive_some(
+                &mut receiver,
+                &mut taken,
+                entries_max,
+                bytes_max
+            )));
+            taken
+                .into_iter()
+                .map(|queued| queued.into_parts().0)
+                .collect()
+        };
+        assert_eq!(taken(3, usize::MAX), [0, 1, 2]);
+        assert_eq!(taken(100, 150 << 10), [3, 4]);
+        assert_eq!(taken(100, 1), [5], "one is always taken");
+        assert_eq!(taken(100, usize::MAX), [6, 7, 8, 9]);
     }
 
     #[test]

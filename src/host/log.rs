@@ -32,7 +32,10 @@ pub struct Log {
     writer: Option<Writer>,
     tail: Tail,
     last: watch::Sender<Last>,
+    shown_bytes: u64,
     failing_since: Option<Micros>,
+    /// Nothing can be kept any more, and why.
+    closed: Option<&'static str>,
 }
 
 /// What the writer tells of an append.
@@ -119,13 +122,34 @@ impl Log {
             writer: Some(writer),
             tail,
             last,
+            shown_bytes: 0,
             failing_since: None,
+            closed: None,
+        }
+    }
+
+    /// From now on every append fails: writing would succeed, into files that nobody can find.
+    pub fn close(&mut self, why: &'static str) {
+        self.closed = Some(why);
+    }
+
+    /// Whether the file that is written to still has a name; if not, the next append begins another one.
+    pub fn look_after_file(&mut self) {
+        if let Some(writer) = &mut self.writer
+            && writer.leave_deleted()
+        {
+            tracing::error!("the journal's last segment was deleted; another one is begun");
         }
     }
 
     /// For a reader.
     pub fn tail(&self) -> Tail {
         self.tail.clone()
+    }
+
+    /// What the records that readers were shown have cost in memory, in all.
+    pub fn shown_bytes(&self) -> u64 {
+        self.shown_bytes
     }
 
     /// Whether a checkpoint should be written now: a new segment has begun.
@@ -144,11 +168,12 @@ impl Log {
             return Appended::Kept;
         };
         let (last_seq, now) = (newest.seq, newest.time);
-        let result = match &mut self.writer {
-            Some(writer) => writer.append(&records).map(drop),
-            None => Err(lost()),
+        let result = match (&mut self.writer, self.closed) {
+            (_, Some(why)) => Err(io::Error::other(why)),
+            (Some(writer), None) => writer.append(&records).map(drop),
+            (None, None) => Err(lost()),
         };
-        self.tail.lock().extend(records);
+        self.shown_bytes += self.tail.lock().extend(records);
         self.last.send_replace(Last::tried(last_seq));
         self.appended(result, now)
     }
@@ -160,9 +185,9 @@ impl Log {
             return Appended::Kept;
         };
         let (seq, now) = (newest.seq, newest.time);
-        let result = match self.writer.take() {
+        let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
-                self.tail.lock().extend(records.clone());
+                self.shown_bytes += self.tail.lock().extend(records.clone());
                 self.last.send_modify(|last| last.shown = seq);
                 let appending = tokio::task::spawn_blocking(move || {
                     let result = writer.append(&records).map(drop);
@@ -181,8 +206,8 @@ impl Log {
                 }
             }
             None => {
-                self.tail.lock().extend(records);
-                Err(lost())
+                self.shown_bytes += self.tail.lock().extend(records);
+                Err(self.closed.map_or_else(lost, io::Error::other))
             }
         };
         self.last.send_replace(Last::tried(seq));
@@ -302,16 +327,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Shared {
-    fn extend(&mut self, records: Vec<Arc<Record>>) {
+    /// Gives what they cost.
+    fn extend(&mut self, records: Vec<Arc<Record>>) -> u64 {
+        let before = self.bytes;
         for record in records {
             self.bytes += cost(&record);
             self.records.push_back(record);
         }
+        let added = self.bytes - before;
         while self.bytes > TAIL_BYTES_MAX && self.records.len() > 1 {
             if let Some(oldest) = self.records.pop_front() {
                 self.bytes -= cost(&oldest);
             }
         }
+        added as u64
     }
 }
 

@@ -5,17 +5,19 @@
 //! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
 //! journal's writing end, `compaction` what bounds it, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
 //! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
-//! are long over, `usage` and `gpu` what the engine's processes use, `health` its heartbeat, `status_file` the thread that
+//! are long over, `usage` and `gpu` what the engine's processes use, `ground` whether the folders are still there, `health` its heartbeat, `status_file` the thread that
 //! writes status.json.
 
 mod clients;
 mod clocks;
 mod compaction;
 mod cursor;
+mod digest;
 mod driver;
 mod elsewhere;
 mod engine;
 mod gpu;
+mod ground;
 mod health;
 mod held;
 mod hook;
@@ -25,6 +27,7 @@ mod log;
 mod lookup;
 mod notify;
 mod shell;
+mod source;
 mod status_file;
 mod upkeep;
 mod usage;
@@ -60,12 +63,12 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// The `log` setting, as far as it can be known: what is wrong with the settings is said later.
+/// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
 fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
     let flags = Session::open(&args.dirs.session_dir)
         .map(|session| Flags::from_pairs(&session.json.settings))
         .unwrap_or_default();
-    Config::load(&flags)
+    Config::load_for_host(&flags)
         .ok()
         .and_then(|loaded| tracing_subscriber::EnvFilter::try_new(loaded.config.log).ok())
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))

@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use super::driver::Input;
 use super::gpu::Gpu;
 use super::inbox::Inbox;
-use crate::journal::record::Micros;
+use crate::journal::record::{ExecutionNumber, Micros};
 use crate::session::event::{Event, Usage};
 use crate::session::usage::{ProcessStat, Roots, Sample, Tree, Units, interval};
 
@@ -42,8 +42,17 @@ pub(super) struct Target {
     pub roots: Roots,
     /// Whether an execution runs.
     pub active: bool,
+    /// The last execution, and whether the engine is ready: when something has happened, there is something to see.
+    pub seen: (ExecutionNumber, bool),
     /// What is left of the CPU budget, where there is one.
     pub left: Option<Micros>,
+}
+
+impl Target {
+    /// Whether the engine has worked between this look and the one that is due.
+    fn has_done_since(&self, now: &Self) -> bool {
+        (self.active, self.seen) != (now.active, now.seen)
+    }
 }
 
 /// The sampler. Dropping it ends it.
@@ -97,11 +106,6 @@ impl Sampler {
             *old = target;
             changed
         });
-    }
-
-    /// GPU memory at the last look.
-    pub fn gpu_memory_bytes(&self) -> Option<u64> {
-        self.inner.borrow().last?.gpu_memory_bytes
     }
 
     /// The last figures of an engine that has just ended, while its processes' ends can still be seen. Reads /proc in
@@ -158,13 +162,15 @@ impl Inner {
 async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, inbox: Inbox<Input>) {
     let cpus = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
     let mut last_at: Option<Instant> = None;
-    let mut last_roots = None;
+    let mut last: Option<Target> = None;
     let mut cost = Duration::ZERO;
     let mut failing = false;
     loop {
         let target = *changes.borrow_and_update();
-        let next = last_at.map(|at| at + interval(target.active, target.left, cpus, cost));
-        let is_new = last_roots != Some((target.generation, target.roots));
+        let active = target.active || last.is_some_and(|last| last.has_done_since(&target));
+        let next = last_at.map(|at| at + interval(active, target.left, cpus, cost));
+        let is_new = last
+            .is_none_or(|last| (last.generation, last.roots) != (target.generation, target.roots));
         let wait = next.map_or(Duration::ZERO, |next| {
             next.saturating_duration_since(Instant::now())
         });
@@ -181,7 +187,7 @@ async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, in
             }
             continue;
         }
-        last_roots = Some((target.generation, target.roots));
+        last = Some(target);
         last_at = Some(Instant::now());
         let number = {
             let inner = &mut *inner.borrow_mut();

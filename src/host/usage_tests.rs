@@ -271,6 +271,31 @@ fn processes_that_share_their_memory_do_not_count_it_twice() {
 }
 
 /// The sampler tells of what a process uses while it runs, and at its end.
+/// An idle session showed for half a minute what its engine had used at the very beginning.
+#[test]
+fn what_happened_since_the_last_look_is_a_reason_for_another() {
+    let idle = Target {
+        seen: (3, true),
+        ..Target::default()
+    };
+    assert!(!idle.has_done_since(&idle));
+    let begun = Target {
+        active: true,
+        ..idle
+    };
+    let done = Target {
+        seen: (4, true),
+        ..idle
+    };
+    let not_ready = Target {
+        seen: (3, false),
+        ..idle
+    };
+    for (last, now) in [(begun, idle), (idle, done), (not_ready, idle)] {
+        assert!(last.has_done_since(&now), "{last:?} {now:?}");
+    }
+}
+
 #[test]
 fn the_sampler_tells_of_an_engine_from_its_start_to_its_end() {
     let mut child = Command::new("sh")
@@ -293,6 +318,7 @@ fn the_sampler_tells_of_an_engine_from_its_start_to_its_end() {
                 engine: Some((pid, crate::process::start_time(pid).unwrap())),
             },
             active: true,
+            seen: (1, true),
             // As often as it may.
             left: Some(0),
         };

@@ -3,7 +3,8 @@ use proptest::option;
 use proptest::prelude::*;
 
 use super::*;
-use crate::journal::record::{ExecutionState, ProcessEnd};
+use crate::journal::Position;
+use crate::journal::record::{ExecutionState, Extent, ProcessEnd};
 
 fn bytes() -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), 0..40).prop_map(Bytes::from)
@@ -107,6 +108,7 @@ fn note() -> impl Strategy<Value = Note> {
             n,
             first_seq: n,
             session: String::new(),
+            extent: None,
         }),
         (client(), any::<String>(), any::<String>()).prop_map(|(client, parent, session)| {
             Note::Attach {
@@ -115,6 +117,14 @@ fn note() -> impl Strategy<Value = Note> {
                 n: 1,
                 first_seq: 2,
                 session,
+                extent: Some(Extent {
+                    first: Position {
+                        segment: 1,
+                        offset: 32,
+                        length: 100,
+                    },
+                    last_seq: 9,
+                }),
             }
         }),
         any::<String>().prop_map(|session| Note::PredecessorTold { session }),

@@ -264,6 +264,7 @@ impl Rows {
             | Note::Compacted { .. }
             | Note::EngineReady { .. }
             | Note::Interrupted
+            | Note::Restarting
             | Note::EngineStarted { .. }
             | Note::EngineEnded { .. }
             | Note::Gap { .. }
@@ -413,7 +414,7 @@ fn read_output(found: &Scanned, segment: &mut SegmentScan) -> io::Result<Option<
     let Some(header) = read_part(found, segment, &body, header_index)? else {
         return Ok(None);
     };
-    let Ok(header) = serde_json::from_slice::<Header<'_>>(&header) else {
+    let Ok(header) = Header::read(&header) else {
         return Ok(Some(Output::Other));
     };
     Ok(Some(match &*header.msg_type {

@@ -7,6 +7,7 @@
 //! ever an error that stops a session.
 
 pub mod codec;
+pub mod digest;
 mod execution_rows;
 pub mod index;
 pub mod reader;

@@ -18,6 +18,26 @@ pub type ClientId = Uuid;
 /// The number of an execution in its session, from 1. 0 in a record: belongs to no execution.
 pub type ExecutionNumber = u64;
 
+/// Where a record lies: its frame begins at `offset` of segment number `segment`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Position {
+    /// Number of the segment, from 1.
+    pub segment: u32,
+    /// Of the record's first byte in the file.
+    pub offset: u64,
+    /// Bytes of frame, head and payload together.
+    pub length: u64,
+}
+
+/// Where the records of an execution lie that is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Extent {
+    /// Its first record.
+    pub first: Position,
+    /// Number of its last one.
+    pub last_seq: u64,
+}
+
 /// One numbered entry of the journal.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Record {
@@ -218,6 +238,8 @@ pub enum Note {
     },
     /// Somebody interrupted what runs.
     Interrupted,
+    /// A new engine was asked for in the place of the one that runs. A host that comes after this one goes on with it.
+    Restarting,
     /// From here on `client` gets the outputs of execution `n` with `parent` as their parent_header: first those
     /// already in the journal, compacted, then each new one.
     Attach {
@@ -233,6 +255,9 @@ pub enum Note {
         /// The session whose execution it is: the id of one that has ended. Empty: this one.
         #[serde(default, skip_serializing_if = "String::is_empty")]
         session: String,
+        /// Of an execution that was over: where its records are, so that a reader need not search for them.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        extent: Option<Extent>,
     },
     /// That attachment is over.
     AttachEnded {

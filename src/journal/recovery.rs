@@ -6,7 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::codec::{self, Kind};
+use super::codec::{self, FRAME_BYTES, HEAD_BYTES, Kind};
 use super::record::{Body, Note, Record};
 use super::scan::{PAYLOADS_CHUNK_BYTES, Scanned, SegmentScan, Step};
 use super::segments::{self, HEADER_BYTES, HeaderState, Position};
@@ -28,7 +28,8 @@ pub struct Recovered {
     pub checkpoint: Option<serde_json::Value>,
     /// Records after it (all, if there is none), in order.
     pub after: Vec<RecoveredRecord>,
-    /// Bytes behind the last whole record, which were cut.
+    /// Bytes behind the last whole record, which were cut: the half of a record that a host was killed over. (What was
+    /// whole once and is damaged stays, for readers to tell of.)
     pub cut_bytes: u64,
 }
 
@@ -55,6 +56,8 @@ pub(super) struct End {
     /// Up to the end of the last whole record.
     pub length: u64,
     pub header_whole: bool,
+    /// What follows is no torn record but a damaged one (or more), and so may have been read by somebody.
+    pub damaged: bool,
     pub has_checkpoint: bool,
 }
 
@@ -74,6 +77,10 @@ pub(super) fn recover(dir: &Path) -> io::Result<(Recovered, Option<End>)> {
     }
     for &number in &numbers[start..] {
         end = Some(read_segment(dir, number, &mut recovered)?);
+    }
+    if end.as_ref().is_some_and(|end| end.damaged) {
+        // How many they were nobody can tell. None of their seqs may be another record's.
+        recovered.next_seq += recovered.cut_bytes / (FRAME_BYTES + HEAD_BYTES) as u64 + 1;
     }
     Ok((recovered, end))
 }
@@ -107,13 +114,16 @@ fn read_segment(dir: &Path, number: u32, recovered: &mut Recovered) -> io::Resul
         segment: number,
         length: HEADER_BYTES,
         header_whole: matches!(header, HeaderState::Whole(_)),
+        damaged: false,
         has_checkpoint: false,
     };
     while let step @ (Step::Record(_) | Step::Damaged(_)) = segment.step()? {
         let Step::Record(found) = step else { continue };
         let Some((record, whole)) = read_stripped(&mut segment, &found)? else {
+            end.damaged = true;
             continue;
         };
+        end.damaged = false;
         end.length = found.position.offset + found.position.length;
         recovered.next_seq = recovered.next_seq.max(found.head.seq + 1);
         if let Body::Note(Note::Checkpoint { state }) = record.body {
@@ -128,6 +138,7 @@ fn read_segment(dir: &Path, number: u32, recovered: &mut Recovered) -> io::Resul
             });
         }
     }
+    end.damaged |= segment.is_damaged_here()?;
     recovered.cut_bytes =
         (segment.offset() + segment.remaining_bytes()?).saturating_sub(end.length);
     Ok(end)

@@ -148,6 +148,13 @@ impl SegmentScan {
         Ok(self.file.metadata()?.len().saturating_sub(self.offset))
     }
 
+    /// Whether what lies here is damaged for certain, and not merely half written: a half record is the beginning of a
+    /// whole one.
+    pub fn is_damaged_here(&mut self) -> io::Result<bool> {
+        self.forget_chunk();
+        Ok(matches!(self.look(self.offset)?, Look::Suspect))
+    }
+
     /// The next record's head, and steps over the record.
     pub fn step(&mut self) -> io::Result<Step> {
         let mut look = self.look(self.offset)?;
@@ -535,6 +542,21 @@ impl LogScan {
                 }
             }
         }
+    }
+
+    /// At the end, of a journal that nobody writes to any more: what is damaged there.
+    pub fn damaged_tail(&mut self) -> io::Result<Option<Gap>> {
+        let Some(segment) = &mut self.current else {
+            return Ok(None);
+        };
+        if !segment.is_damaged_here()? {
+            return Ok(None);
+        }
+        let next = self.last_seq.map_or(1, |last| last + 1);
+        Ok(Some(Gap {
+            missing: next..next,
+            damaged_bytes: segment.remaining_bytes()?,
+        }))
     }
 
     /// Has [`LogScan::next`] give the record again that it gave last.

@@ -8,7 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use serde::{Deserialize, Serialize};
+pub use super::record::Position;
 
 /// Version of the format that this farside writes. It reads every one from 1 to this.
 pub const FORMAT_VERSION: u32 = 1;
@@ -19,17 +19,6 @@ pub const HEADER_BYTES: u64 = 32;
 const MAGIC: [u8; 8] = *b"FARSIDEJ";
 const PREFIX: &str = "journal-";
 const SUFFIX: &str = ".seg";
-
-/// Where a record lies: its frame begins at `offset` of segment number `segment`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct Position {
-    /// Number of the segment, from 1.
-    pub segment: u32,
-    /// Of the record's first byte in the file.
-    pub offset: u64,
-    /// Bytes of frame, head and payload together.
-    pub length: u64,
-}
 
 /// What a segment's first bytes say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::borrow::Borrow;
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, IoSlice, Write};
 use std::ops::Range;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use super::codec;
@@ -93,15 +93,18 @@ impl Writer {
             since_checkpoint: Some(0),
             scratch: Vec::new(),
         };
-        // A tail that cannot be cut, or a segment whose header is not whole, is left alone.
-        let reopened = end.filter(|end| end.header_whole).and_then(|end| {
-            let segment = Segment::reopen(dir, end.segment, end.length).ok()?;
-            if options.sync {
-                // What an earlier host wrote may have been written with less care.
-                segment.file.sync_data().ok()?;
-            }
-            Some((segment, end.has_checkpoint))
-        });
+        // A tail that cannot be cut, or was no half record but is damaged, or a segment whose header is not whole, is
+        // left alone.
+        let reopened = end
+            .filter(|end| end.header_whole && !end.damaged)
+            .and_then(|end| {
+                let segment = Segment::reopen(dir, end.segment, end.length).ok()?;
+                if options.sync {
+                    // What an earlier host wrote may have been written with less care.
+                    segment.file.sync_data().ok()?;
+                }
+                Some((segment, end.has_checkpoint))
+            });
         match reopened {
             Some((segment, has_checkpoint)) => {
                 writer.since_checkpoint =
@@ -197,6 +200,19 @@ impl Writer {
                 ))
             }
         }
+    }
+
+    /// Leaves a segment that was deleted: what is written to it nobody finds. `true`: it was.
+    pub fn leave_deleted(&mut self) -> bool {
+        let Tail::Good(segment) = &self.tail else {
+            return false;
+        };
+        let is_deleted = segment.file.metadata().is_ok_and(|meta| meta.nlink() == 0);
+        if is_deleted {
+            let next = segment.number + 1;
+            self.tail = Tail::Broken { next };
+        }
+        is_deleted
     }
 
     /// If no new segment can be made now, the old one goes on growing.

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 
 use super::socket;
 
+/// Held by the session's keeper, in the session's folder.
+pub(super) const KEEPER_LOCK: &str = "keeper.lock";
+
 /// The folders of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SessionDirs {
@@ -18,6 +21,13 @@ pub struct SessionDirs {
 }
 
 impl SessionDirs {
+    /// Whether the session's folder was deleted, and our own lock with it: no host can come up any more. Any other
+    /// trouble may pass.
+    pub(super) fn is_session_gone(&self) -> bool {
+        std::fs::symlink_metadata(self.session_dir.join(KEEPER_LOCK))
+            .is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+    }
+
     /// As arguments.
     pub(super) fn to_args(&self) -> [&OsStr; 4] {
         [

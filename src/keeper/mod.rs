@@ -8,7 +8,7 @@
 //!
 //! Invariants: one keeper a session (a file lock); no end of a process is forgotten before a host has
 //! acknowledged it; as long as an engine lives, there is a host or one will be started; after a `Bye` nothing
-//! is left; what the engine says while no host is there is held for the next one ([`held`]).
+//! is left; what the engine says while no host is there is held for the next one (`held`).
 
 mod args;
 mod backoff;

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use super::args::{KeeperArgs, RUNNING_HOST, SessionDirs, take_stdin};
+use super::args::{KEEPER_LOCK, KeeperArgs, RUNNING_HOST, SessionDirs, take_stdin};
 use super::supervisor::Supervisor;
 use super::{KEEPER_COMMAND, SELF_EXE, STRIPPED_VARIABLES, socket};
 use crate::process::{self, LockFile};
@@ -114,7 +114,7 @@ pub(super) fn become_keeper(args: KeeperArgs) -> io::Result<()> {
         Some(_) => LOCK_WAIT_MAX,
         None => Duration::ZERO,
     };
-    let Some(_lock) = acquire(&args.dirs.session_dir.join("keeper.lock"), wait)? else {
+    let Some(_lock) = acquire(&args.dirs.session_dir.join(KEEPER_LOCK), wait)? else {
         return Ok(());
     };
     let mut supervisor = Supervisor::new(args.dirs)?;

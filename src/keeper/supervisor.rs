@@ -398,6 +398,12 @@ impl Supervisor {
 
     fn read_signals(&mut self) -> io::Result<()> {
         while let Some(signal) = self.signals.next()? {
+            // SIGHUP is also how one who waits for a host says so: it is started now, however often it has died.
+            if signal == libc::SIGHUP
+                && let Host::Dead { next_at } = &mut self.host
+            {
+                *next_at = Instant::now();
+            }
             // SIGHUP and SIGINT come from a terminal or a careless kill: the session outlives both. SIGCHLD only
             // wakes us.
             if signal == libc::SIGTERM {
@@ -484,10 +490,14 @@ impl Supervisor {
     fn schedule_host(&mut self, lived: Duration) {
         let delay = self.backoff.died_after(lived);
         let failures = self.backoff.failures();
+        let gone = self.dirs.is_session_gone();
         self.host = if failures >= FAILURES_MAX && self.processes.is_empty() && !self.bye {
             log(format_args!(
                 "{failures} hosts in a row died at once, and there is no engine: giving up"
             ));
+            Host::GivenUp
+        } else if gone {
+            log(format_args!("the session's folder was deleted: it is over"));
             Host::GivenUp
         } else {
             Host::Dead {

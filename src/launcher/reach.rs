@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use crate::keeper;
 use crate::link::{Frame, Hello, LinkReader, LinkWriter, Refusal, Welcome};
+use crate::process::PidFd;
 use crate::state_dir::{HostLock, Session};
 
 /// How often a host that is about to come up is tried.
@@ -112,6 +113,7 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
         if now >= start_at {
             start_at = now + KEEPER_GRACE;
             if !HostLock::is_held(&session.dir) {
+                hurry_keeper(session);
                 start_keeper(session).map_err(|source| ReachError::Keeper {
                     id: id.clone(),
                     source,
@@ -126,6 +128,17 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
 pub fn start_keeper(session: &Session) -> std::io::Result<()> {
     let exe = std::env::current_exe()?;
     keeper::start(session.dir.root(), session.dir.sockets(), &exe)
+}
+
+/// A keeper whose hosts died again and again waits before the next one. Not while somebody waits for it.
+fn hurry_keeper(session: &Session) {
+    let Some(keeper) = session.status().and_then(|status| status.keeper) else {
+        return;
+    };
+    if let Ok(process) = PidFd::open_verified(keeper.pid, keeper.start_ticks) {
+        // It may end at this moment: the next one is started anyway.
+        let _ = process.signal(libc::SIGHUP);
+    }
 }
 
 fn end_reason(session: &Session) -> Option<String> {

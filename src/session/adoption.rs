@@ -5,9 +5,9 @@
 
 use serde_json::json;
 
-use super::core::{Core, Engine};
+use super::core::{Core, Engine, Then};
 use super::engine::error_content;
-use super::event::Gap;
+use super::event::{Effect, Gap};
 use super::state::{Asked, Attachment, OpenBusy, Told};
 use crate::journal::record::{ExecutionNumber, ExecutionState, Note};
 use crate::wire::Channel;
@@ -69,15 +69,36 @@ impl Core {
                 let why = why.clone();
                 self.engine_gone(&why);
             }
-            Engine::Absent { why: None } => {
-                // The first engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
-                let why = "the process that keeps this session was replaced before its engine had started; run it again";
-                self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
-                self.fail_pending("HostReplaced", why, |asked| {
-                    !asked.is_of_type("kernel_info_request")
-                });
-            }
+            Engine::Absent { why: None } => self.fail_for_next_engine(),
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => {}
+        }
+    }
+
+    /// The engine was not there yet, so nothing was sent to it; kernel_info the next one answers.
+    fn fail_for_next_engine(&mut self) {
+        let why = "the process that keeps this session was replaced before its engine had started; run it again";
+        self.fail_executions("HostReplaced", why, ExecutionState::Aborted);
+        self.fail_pending("HostReplaced", why, |asked| {
+            !asked.is_of_type("kernel_info_request")
+        });
+    }
+
+    /// Goes on with a restart that the last host had begun.
+    pub(super) fn resume_restart(&mut self) {
+        if !self.state.restarting || self.state.lifetime.ending.is_some() {
+            return;
+        }
+        if self.state.engine_pid.is_none() {
+            self.start_engine();
+        } else {
+            // It has heard of it, or has not: it is to end either way. What waited for the one to come, only the last
+            // host had.
+            self.fail_for_next_engine();
+            self.engine = Engine::Stopping(Then::Restart);
+            self.effect(Effect::StopEngine {
+                now: false,
+                restart: true,
+            });
         }
     }
 
@@ -160,6 +181,7 @@ impl Core {
 
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
     fn settle_after_gap(&mut self, adoption: &Adoption) {
+        self.tell_of_losses(true);
         self.close_statuses(|busy| adoption.busy.contains(busy));
         for n in self.live_executions() {
             let before = |execution: &super::state::Execution| execution.first_seq < adoption.at;

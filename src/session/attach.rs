@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use super::core::{Core, Lookup};
 use super::event::{PastExecution, Query, Selector, Target};
 use super::state::{Asked, Attachment};
-use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Note};
+use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Extent, Note};
 use crate::wire::{Channel, Message};
 
 impl Core {
@@ -56,7 +56,7 @@ impl Core {
             execution.first_seq,
             execution.state == ExecutionState::WaitingInput,
         );
-        self.begin_attachment(asked, n, first_seq, String::new());
+        self.begin_attachment(asked, n, first_seq, String::new(), None);
         if waiting && let Some(input) = self.state.input.clone() {
             let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
             self.ask(asked, n, &content);
@@ -79,7 +79,7 @@ impl Core {
             self.attach_to_live(&asked, n);
             return;
         }
-        self.begin_attachment(&asked, n, past.first_seq, past.session);
+        self.begin_attachment(&asked, n, past.first_seq, past.session, past.extent);
         let content = past
             .reply_content
             .and_then(|content| serde_json::from_slice(&content).ok())
@@ -94,6 +94,7 @@ impl Core {
         n: ExecutionNumber,
         first_seq: u64,
         session: String,
+        extent: Option<Extent>,
     ) {
         self.status(asked, "busy");
         self.note(Note::Attach {
@@ -102,6 +103,7 @@ impl Core {
             n,
             first_seq,
             session,
+            extent,
         });
     }
 

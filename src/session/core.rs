@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::adoption::Adoption;
 use super::clock::Now;
+use super::continuity::Continuity;
 use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
@@ -109,6 +110,9 @@ impl Lookup {
     }
 }
 
+/// How often a journal that cannot be written is tried.
+const JOURNAL_RETRY: Micros = 1_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -126,6 +130,7 @@ pub struct Core {
     /// As last sampled; the journal has coarser figures.
     pub(super) cpu_now: Micros,
     pub(super) memory_bytes: u64,
+    pub(super) gpu_memory_bytes: Option<u64>,
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
@@ -137,11 +142,14 @@ pub struct Core {
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
+    /// Whether all that the engine says arrives.
+    pub(super) continuity: Continuity,
     pub(super) lookups: HashMap<u64, Lookup>,
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
-    journal_failing: bool,
+    /// The journal cannot be written; when to try again, on the awake clock.
+    pub(super) journal_retry: Option<Micros>,
 }
 
 impl Core {
@@ -151,6 +159,7 @@ impl Core {
         let engine = match state.generation {
             0 => Engine::Absent { why: None },
             _ if state.engine_pid.is_some() => Engine::Starting,
+            _ if state.restarting => Engine::Absent { why: None },
             _ => Engine::Absent {
                 why: Some("the engine had ended".into()),
             },
@@ -165,6 +174,7 @@ impl Core {
             retiring: None,
             cpu_now: 0,
             memory_bytes: 0,
+            gpu_memory_bytes: None,
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),
@@ -172,10 +182,11 @@ impl Core {
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
+            continuity: Continuity::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
-            journal_failing: false,
+            journal_retry: None,
         }
     }
 
@@ -253,7 +264,7 @@ impl Core {
             Event::EngineSignalled { signal } => self.on_engine_signalled(signal),
             Event::JournalFailed { why } => self.on_journal_failed(&why),
             Event::JournalHealed { from } => {
-                self.journal_failing = false;
+                self.journal_retry = None;
                 let why = "the journal could not be written".into();
                 self.note(Note::Gap {
                     from,
@@ -264,6 +275,7 @@ impl Core {
                 self.note_checkpoint();
             }
         }
+        self.tell_of_losses(false);
         self.go_on_retiring();
         std::mem::take(&mut self.effects)
     }
@@ -290,6 +302,7 @@ impl Core {
         self.compare_clocks(self.clocks);
         self.take_over();
         self.resume_ending();
+        self.resume_restart();
         if self.state.generation == 0 {
             self.start_engine();
         }
@@ -493,10 +506,22 @@ impl Core {
         self.effect(Effect::Query(id, query));
     }
 
-    fn on_journal_failed(&mut self, why: &str) {
-        if std::mem::replace(&mut self.journal_failing, true) {
+    /// Until it can be written again, nobody who comes later knows that something is missing; so one does not wait for
+    /// the next thing that happens by itself.
+    pub(super) fn retry_journal(&mut self) {
+        if self.journal_retry.is_none_or(|at| at > self.clocks.awake) {
             return;
         }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
+        // Small, and true whenever it is said.
+        self.note_clock();
+    }
+
+    fn on_journal_failed(&mut self, why: &str) {
+        if self.journal_retry.is_some() {
+            return;
+        }
+        self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
         let text = format!(
             "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
              until there is room again.\n"

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use super::clock::Now;
+use super::continuity::Loss;
 use super::core::{Core, Engine, Then};
 use super::event::{Effect, NotifyOn};
 use super::state::{Asked, OpenBusy, RequestName, Told, is_idle};
@@ -65,6 +67,12 @@ impl Core {
         if channel == Channel::Iopub && self.engine == Engine::Probing {
             self.engine_is_heard();
         }
+        if let Some(pid) = self.state.engine_pid {
+            let in_order = channel == Channel::Iopub;
+            let Now { wall, awake, .. } = self.clocks;
+            self.continuity
+                .see(&header.msg_id, pid, in_order, wall, awake);
+        }
         let parent = message.parent();
         let n = parent
             .as_ref()
@@ -119,6 +127,9 @@ impl Core {
             && (msg_type == "execute_input" || (msg_type == "status" && !is_idle(&message.content)))
         {
             self.execution_state(n, ExecutionState::Running, None);
+        }
+        if msg_type == "status" && is_idle(&message.content) && self.state.live.contains_key(&n) {
+            self.tell_of_losses(true);
         }
         let body = Body::Iopub {
             client: None,
@@ -277,6 +288,24 @@ impl Core {
         }
     }
 
+    /// Says so where the engine has dropped messages. `over`: what runs is over, and nothing can be said in it later.
+    pub(super) fn tell_of_losses(&mut self, over: bool) {
+        let awake = self.clocks.awake;
+        let is_due = over || self.continuity.due().is_some_and(|due| due <= awake);
+        let Some(loss) = is_due.then(|| self.continuity.loss(awake, over)).flatten() else {
+            return;
+        };
+        let why = format!(
+            "{} messages of the engine never arrived: an engine drops what is not taken from it in time",
+            loss.messages
+        );
+        self.say_in_running(&format!(
+            "{why}. Output of this moment may be missing here."
+        ));
+        let Loss { from, until, .. } = loss;
+        self.note(Note::Gap { from, until, why });
+    }
+
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.
     pub(super) fn finish(
         &mut self,
@@ -324,6 +353,7 @@ impl Core {
         if generation != self.state.generation || self.state.engine_pid.is_none() {
             return;
         }
+        self.tell_of_losses(true);
         self.note(Note::EngineEnded {
             generation,
             end,

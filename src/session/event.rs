@@ -4,7 +4,7 @@ use bytes::Bytes;
 use serde::Serialize;
 
 use crate::journal::record::{
-    ClientId, ExecutionNumber, ExecutionState, Micros, ProcessEnd, Record,
+    ClientId, ExecutionNumber, ExecutionState, Extent, Micros, ProcessEnd, Record,
 };
 use crate::wire::{Channel, Message};
 
@@ -335,6 +335,8 @@ pub struct PastExecution {
     pub summary: ExecutionSummary,
     /// Where its first record is.
     pub first_seq: u64,
+    /// Where its records are, if it is over.
+    pub extent: Option<Extent>,
     /// The engine's execute_reply content, JSON.
     pub reply_content: Option<Bytes>,
 }
@@ -360,6 +362,9 @@ pub struct ExecutionSummary {
 
 /// The kind of client that `farside console` is.
 pub const CONSOLE_KIND: &str = "console";
+
+/// The kinds of clients that a command of the CLI is which stays for no longer than what it asked for.
+pub const PASSING_KINDS: [&str; 6] = ["exec", "extend", "interrupt", "new", "restart", "stop"];
 
 /// What the CLI asks of a session.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

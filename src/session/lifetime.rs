@@ -251,6 +251,7 @@ impl Lifetime {
             | Note::ClientDetached { .. }
             | Note::Execution { .. }
             | Note::Interrupted
+            | Note::Restarting
             | Note::Attach { .. }
             | Note::AttachEnded { .. }
             | Note::Checkpoint { .. }

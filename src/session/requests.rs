@@ -280,6 +280,7 @@ impl Core {
             // It will be as new as it can be.
             Engine::Starting if self.state.engine_pid.is_none() => self.fail_for_restart(),
             Engine::Starting | Engine::Probing | Engine::Connected => {
+                self.note(Note::Restarting);
                 self.fail_for_restart();
                 self.engine = Engine::Stopping(Then::Restart);
                 self.effect(Effect::StopEngine {
@@ -414,7 +415,7 @@ impl Core {
             Ok(Magic::Extend(seconds)) => {
                 let answer = self
                     .extend(seconds)
-                    .map(|ends| format!("the session now ends {ends}"));
+                    .map(|ends| format!("extended. The session now ends\n{ends}"));
                 self.magic_result(&asked, answer);
             }
             Ok(Magic::ShowSettings) => {

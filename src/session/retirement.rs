@@ -1,21 +1,22 @@
-//! The core's way to the end of a session: notices, what moves the end, the end's steps, and whom to tell of what.
+//! The core's way to the end of a session: when it is due, and the end's steps.
 //!
-//! The policy itself is [`super::lifetime`]; here is what it does to executions, engine and frontends.
+//! The policy itself is [`super::lifetime`]; here is what it does to executions, engine and frontends. What is said of it
+//! is in [`super::notices`], what moves it in [`super::adjusting`].
 //!
 //! A session that retires first interrupts what runs and lets it finish, then runs its hooks, and then asks the engine
 //! to end. Each step is a note before it is taken, so that the next host goes on where one was killed.
 
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::clock::Now;
 use super::core::{Core, Engine, Facts};
-use super::event::{Effect, Notification, NotifyOn, Usage};
+use super::event::{Effect, NotifyOn, Usage};
 use super::lifetime::{Doing, Due, End, EndKind, micros};
 use super::state::{Execution, State};
-use super::text::{clock_time, span, span_long};
+use super::text::span_long;
 use crate::duration::format_duration;
 use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Micros, Note};
-use crate::settings::{Config, SETTINGS, Setting};
+use crate::settings::Config;
 use crate::wire::{Channel, Message};
 
 /// Who asks for the code of `before_retire_code`: nobody that could be told.
@@ -57,6 +58,11 @@ impl Core {
         self.memory_bytes
     }
 
+    /// GPU memory that engine and descendants were last seen to use, bytes; `None` where nobody can tell.
+    pub fn gpu_memory_bytes(&self) -> Option<u64> {
+        self.gpu_memory_bytes
+    }
+
     /// The settings that hold.
     pub fn limits(&self) -> &Config {
         &self.limits
@@ -76,13 +82,19 @@ impl Core {
             None => self.facts.boot.is_empty() && now == Now::from(now.wall),
         };
         if !holds {
-            let boot = self.facts.boot.clone();
-            self.note(Note::Clock {
-                awake: now.awake,
-                elapsed: now.elapsed,
-                boot,
-            });
+            self.note_clock();
         }
+    }
+
+    /// What the clocks show now.
+    pub(super) fn note_clock(&mut self) {
+        let (awake, elapsed) = (self.clocks.awake, self.clocks.elapsed);
+        let boot = self.facts.boot.clone();
+        self.note(Note::Clock {
+            awake,
+            elapsed,
+            boot,
+        });
     }
 
     fn doing(&self) -> Doing {
@@ -108,10 +120,15 @@ impl Core {
         if self.state.ended.is_some() || self.state.lifetime.ending.is_some() {
             return Vec::new();
         }
-        let attached = !self.state.clients.is_empty();
+        let doing = self.doing();
+        let attached = match doing {
+            // Whoever is there can answer.
+            Doing::Input => !self.state.clients.is_empty(),
+            Doing::Nothing | Doing::Work => self.state.has_frontend(),
+        };
         let lifetime = &self.state.lifetime;
         let cpu = self.cpu();
-        let mut ends = lifetime.ends(&self.limits, self.doing(), attached, cpu, now);
+        let mut ends = lifetime.ends(&self.limits, doing, attached, cpu, now);
         ends.sort_by_key(|end| end.left);
         ends
     }
@@ -128,6 +145,15 @@ impl Core {
         if self.state.ended.is_some() {
             return None;
         }
+        let own = [self.continuity.due(), self.journal_retry];
+        let own = own
+            .into_iter()
+            .flatten()
+            .map(|due| due.saturating_sub(now.awake));
+        own.chain(self.retirement_deadline(now)).min()
+    }
+
+    fn retirement_deadline(&self, now: Now) -> Option<Micros> {
         match &self.retiring {
             Some(
                 Retiring::Unheard { until }
@@ -146,6 +172,7 @@ impl Core {
 
     /// Does what is due.
     pub(super) fn on_tick(&mut self, now: Now) {
+        self.retry_journal();
         if self.retiring.is_some() {
             return;
         }
@@ -164,7 +191,7 @@ impl Core {
     fn reason_of(&self, end: &End) -> String {
         let limit = span_long(end.limit);
         match end.kind {
-            EndKind::Idle if self.state.clients.is_empty() => {
+            EndKind::Idle if !self.state.has_frontend() => {
                 format!("idle: nobody was attached, and nothing was run for {limit}")
             }
             EndKind::Idle => format!("idle: nothing was run for {limit}"),
@@ -174,224 +201,6 @@ impl Core {
             EndKind::Lifetime => format!("lifetime: {limit} are over"),
             EndKind::Budget => format!("budget: {limit} of CPU time are used up"),
         }
-    }
-
-    fn give_notice(&mut self, end: End, before: Micros, now: Now) {
-        let text = self.notice_text(&end, now);
-        let said = self.say_in_running(&text);
-        self.note_notice(&end, before, &text, said);
-        self.notify(NotifyOn::Notice, text, |notification| {
-            notification.reason = Some(end.kind.name().to_owned());
-        });
-    }
-
-    fn note_notice(&mut self, end: &End, before: Micros, text: &str, said: bool) {
-        self.note(Note::Notice {
-            kind: end.kind.note_name().to_owned(),
-            deadline: end.deadline,
-            before: before / 1_000_000,
-            text: text.to_owned(),
-            said,
-        });
-    }
-
-    fn notice_text(&self, end: &End, now: Now) -> String {
-        let left = self.state.lifetime.left(&self.limits, end, now);
-        let (limit, left_text) = (span_long(end.limit), span_long(left));
-        let at = clock_time(now.wall.saturating_add(left));
-        match end.kind {
-            EndKind::Idle => format!(
-                "this session ends in {left_text} (at {at}), for nothing was run in it for long ({limit} is the limit). Run \
-                 something, or `%farside extend 2h`, to keep it."
-            ),
-            EndKind::Input => format!(
-                "this session ends in {left_text} (at {at}), for it waits for input() and nobody is attached ({limit} is the \
-                 limit)."
-            ),
-            EndKind::Lifetime => format!(
-                "this session ends in {left_text} (at {at}): then its {limit} are over. Save what you need, or move the end \
-                 with `%farside extend 2h`."
-            ),
-            EndKind::Budget => format!(
-                "this session ends when it has used {left_text} more of CPU time: its budget is {limit}. Save what you \
-                 need, or `%farside set cpu_budget {}`.",
-                format_duration(std::time::Duration::from_micros(
-                    end.limit.saturating_mul(2)
-                ))
-            ),
-        }
-    }
-
-    /// A line of farside's in the output of what runs. `false`: nothing does.
-    fn say_in_running(&mut self, text: &str) -> bool {
-        let Some((n, header)) = self
-            .state
-            .running()
-            .map(|(n, execution)| (n, execution.asked.header.clone()))
-        else {
-            return false;
-        };
-        self.say(n, &header, text);
-        true
-    }
-
-    /// A line of farside's in an execution's output.
-    pub(super) fn say(&mut self, n: ExecutionNumber, header: &str, text: &str) {
-        let content = json!({ "name": "stderr", "text": format!("[farside] {text}\n") });
-        self.publish(None, n, "stream", header, &content);
-    }
-
-    /// Notices that nobody could see yet are said with the first execution that is to come.
-    pub(super) fn say_notices(&mut self, n: ExecutionNumber) {
-        let Some(execution) = self.state.live.get(&n) else {
-            return;
-        };
-        let header = execution.asked.header.clone();
-        let now = self.clocks;
-        for end in self.ends(now) {
-            let noticed = self.state.lifetime.noticed.get(&end.kind);
-            let unsaid = noticed
-                .filter(|noticed| noticed.deadline == end.deadline && !noticed.said)
-                .map(|noticed| noticed.before);
-            if let Some(before) = unsaid {
-                let text = self.notice_text(&end, now);
-                self.say(n, &header, &text);
-                self.note_notice(&end, before, &text, true);
-            }
-        }
-    }
-
-    /// Moves the end. The answer says where to; an error why not.
-    pub(super) fn extend(&mut self, seconds: u64) -> Result<String, String> {
-        if let Some(ending) = &self.state.lifetime.ending {
-            return Err(format!("the session is ending already ({})", ending.reason));
-        }
-        let by = seconds.saturating_mul(1_000_000);
-        if let Some(most) = self.state.lifetime.can_extend_by(&self.limits)
-            && by > most
-        {
-            let cap = self.limits.max_lifetime_cap.unwrap_or_default();
-            return Err(format!(
-                "this session can be extended by {} at most: max_lifetime_cap is {}",
-                span_long(most),
-                span_long(micros(cap))
-            ));
-        }
-        self.note(Note::Extended { seconds });
-        Ok(self.describe_ends())
-    }
-
-    /// When the session will end, in a few lines.
-    pub(super) fn describe_ends(&self) -> String {
-        let now = self.clocks;
-        if let Some(ending) = &self.state.lifetime.ending {
-            return format!("it is ending: {}\n", ending.reason);
-        }
-        let mut text = String::new();
-        for end in self.ends(now) {
-            let (left, limit) = (span_long(end.left), span_long(end.limit));
-            let at = clock_time(now.wall.saturating_add(end.left));
-            text.push_str(&match end.kind {
-                EndKind::Idle => {
-                    format!("in {left} (at {at}) if nothing is run until then (limit: {limit})\n")
-                }
-                EndKind::Input => {
-                    format!("in {left} (at {at}) if nobody answers its input() (limit: {limit})\n")
-                }
-                EndKind::Lifetime => {
-                    format!("in {left} (at {at}) in any case (lifetime: {limit})\n")
-                }
-                EndKind::Budget => {
-                    format!("after {left} more of CPU time (budget: {limit})\n")
-                }
-            });
-        }
-        if text.is_empty() {
-            text.push_str("not before it is stopped\n");
-        }
-        text
-    }
-
-    /// Changes a setting of this session. The answer says what holds now; an error what is allowed.
-    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<String, String> {
-        let keys = || {
-            let keys = SETTINGS.iter().filter(|setting| setting.of_session);
-            keys.map(|setting| setting.key)
-                .collect::<Vec<_>>()
-                .join(", ")
-        };
-        let setting = match Setting::find(key) {
-            Some(setting) if setting.of_session => setting,
-            Some(_) => {
-                return Err(format!(
-                    "{key} cannot be changed in a session that runs; these can: {}",
-                    keys()
-                ));
-            }
-            None => {
-                return Err(format!(
-                    "no setting is called `{key}`; those of a session are: {}",
-                    keys()
-                ));
-            }
-        };
-        setting
-            .check(value)
-            .map_err(|form| format!("`{value}` is no value for {key}; it takes {form}"))?;
-        let mut state = self.state.lifetime.settings.clone();
-        state.insert(key.to_owned(), value.to_owned());
-        let mut values = self.facts.settings.clone();
-        values.extend(state);
-        let config = Config::from_values(&values);
-        if key == "max_lifetime"
-            && let Some(cap) = config.max_lifetime_cap
-            && config.max_lifetime.is_none_or(|asked| asked > cap)
-        {
-            return Err(format!(
-                "max_lifetime can be {} at most: that is max_lifetime_cap",
-                span_long(micros(cap))
-            ));
-        }
-        self.note(Note::Set {
-            key: key.to_owned(),
-            value: value.to_owned(),
-        });
-        self.limits = config;
-        Ok(format!("{key} = {value}, in this session\n"))
-    }
-
-    /// What `%farside set` shows.
-    pub(super) fn describe_settings(&self) -> String {
-        let mut text = String::new();
-        for setting in SETTINGS.iter().filter(|setting| setting.of_session) {
-            let of_session = self.state.lifetime.settings.get(setting.key);
-            let value = of_session
-                .or_else(|| self.facts.settings.get(setting.key))
-                .map_or(setting.default, String::as_str);
-            let mark = if of_session.is_some() {
-                "  (set in this session)"
-            } else {
-                ""
-            };
-            text.push_str(&format!("{:<22} {value}{mark}\n", setting.key));
-        }
-        text
-    }
-
-    /// `%farside notify`: whether the end of what runs, or of what runs next, is to be told of.
-    pub(super) fn set_notify(&mut self, on: bool) -> Result<String, String> {
-        if on && self.limits.notify.is_empty() {
-            return Err(
-                "nothing says how to tell you: `%farside set notify COMMAND` or `%farside set notify URL` first".into(),
-            );
-        }
-        let (n, which) = match self.state.running() {
-            Some((n, _)) => (n, format!("execution {n}, which runs")),
-            None => (self.state.last_n + 1, "the next execution".to_owned()),
-        };
-        self.note(Note::NotifyOf { n, on });
-        let not = if on { "" } else { "not " };
-        Ok(format!("the end of {which}, will {not}be told of\n"))
     }
 
     // ---- The end's steps
@@ -602,6 +411,7 @@ impl Core {
             return;
         }
         self.memory_bytes = usage.memory_bytes;
+        self.gpu_memory_bytes = usage.gpu_memory_bytes;
         let used = self.state.lifetime.used;
         let cpu = usage.cpu.max(used.cpu);
         let peak_bytes = usage.memory_bytes.max(used.peak_bytes);
@@ -634,121 +444,6 @@ impl Core {
             let text = "the engine's heartbeat does not answer any more, but its process lives (it may be stopped, or \
                         swapping). Nothing was done to it.";
             self.notify(NotifyOn::Unresponsive, text.to_owned(), |_| {});
-        }
-    }
-
-    // ---- Telling people
-
-    /// Tells of an execution that has come to its end.
-    pub(super) fn notify_finished(&mut self, n: ExecutionNumber, state: ExecutionState) {
-        let Some(execution) = self.state.live.get(&n).cloned() else {
-            return;
-        };
-        let event = match state {
-            ExecutionState::Ok => NotifyOn::ExecutionFinished,
-            ExecutionState::Error | ExecutionState::Lost | ExecutionState::Interrupted => {
-                NotifyOn::ExecutionFailed
-            }
-            ExecutionState::Aborted
-            | ExecutionState::Queued
-            | ExecutionState::Running
-            | ExecutionState::WaitingInput => return,
-        };
-        let ran = execution
-            .started
-            .map_or(0, |started| self.now.saturating_sub(started));
-        let text = format!(
-            "execution {n} in {} {} after {}: {}",
-            self.facts.name,
-            match state {
-                ExecutionState::Ok => "is done".to_owned(),
-                other => format!("ended as {}", other.name()),
-            },
-            span(ran),
-            execution.code
-        );
-        self.notify_of(event, n, &execution, state, text);
-    }
-
-    /// Tells that an execution waits for input().
-    pub(super) fn notify_input(&mut self, n: ExecutionNumber) {
-        let Some(execution) = self.state.live.get(&n).cloned() else {
-            return;
-        };
-        let text = format!("execution {n} in {} waits for input()", self.facts.name);
-        let state = ExecutionState::WaitingInput;
-        self.notify_of(NotifyOn::WaitingInput, n, &execution, state, text);
-    }
-
-    fn notify_of(
-        &mut self,
-        event: NotifyOn,
-        n: ExecutionNumber,
-        execution: &Execution,
-        state: ExecutionState,
-        text: String,
-    ) {
-        let ran = execution
-            .started
-            .map_or(0, |started| self.now.saturating_sub(started));
-        let wanted = match self.state.lifetime.notify_of.get(&n) {
-            Some(on) => *on,
-            None => {
-                let long = u128::from(ran) > self.limits.notify_after.as_micros();
-                execution.by_person && (long || self.state.clients.is_empty())
-            }
-        };
-        if wanted {
-            let code = execution.code.clone();
-            self.notify(event, text, |notification| {
-                notification.execution = Some(n);
-                notification.state = Some(state);
-                notification.seconds = Some(ran as f64 / 1e6);
-                notification.code = Some(code);
-            });
-        }
-    }
-
-    pub(super) fn notify(
-        &mut self,
-        event: NotifyOn,
-        text: String,
-        fill: impl FnOnce(&mut Notification),
-    ) {
-        if self.limits.notify.is_empty() {
-            return;
-        }
-        let mut notification = Notification {
-            event,
-            text,
-            time: self.now,
-            session: self.facts.id.clone(),
-            name: self.facts.name.clone(),
-            engine: self.facts.engine.clone(),
-            execution: None,
-            state: None,
-            seconds: None,
-            code: None,
-            reason: None,
-        };
-        fill(&mut notification);
-        let to = self.limits.notify.clone();
-        self.effect(Effect::Notify {
-            to,
-            notification: Box::new(notification),
-        });
-    }
-
-    /// What `extend` answers on the command line.
-    pub(super) fn extend_answer(&mut self, seconds: u64) -> Value {
-        match self.extend(seconds) {
-            Ok(text) => {
-                let ends_at = self
-                    .ends_at(self.clocks)
-                    .map(|(at, _)| crate::wire::message::iso8601(at));
-                json!({ "ok": true, "ends_at": ends_at, "text": text })
-            }
-            Err(error) => json!({ "ok": false, "error": error }),
         }
     }
 }

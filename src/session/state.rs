@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
@@ -83,6 +84,9 @@ pub struct State {
     /// See `outputs`.
     #[serde(default)]
     pub output_bytes: u64,
+    /// The engine was told to end, and another one is to come.
+    #[serde(default)]
+    pub restarting: bool,
     /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
     #[serde(default)]
     pub heard: BTreeMap<Channel, u32>,
@@ -110,7 +114,7 @@ impl RequestName {
 
     /// Of a header's JSON text.
     pub fn of_text(header: &str) -> Self {
-        serde_json::from_str::<Header<'_>>(header)
+        Header::read(header.as_bytes())
             .map_or_else(|_| Self(String::new()), |header| Self::of(&header))
     }
 }
@@ -288,17 +292,23 @@ impl State {
     pub fn running(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
-            .find(|(_, execution)| {
-                execution.state != ExecutionState::Queued && execution.told != Told::Idle
-            })
+            .find(|(_, execution)| execution.is_running())
             .map(|(n, execution)| (*n, execution))
     }
 
-    /// Whether a launcher is attached.
-    pub fn has_launcher(&self) -> bool {
+    /// The first of those that a person asked for. Of what a frontend runs by itself nobody sees the output.
+    pub fn running_for_person(&self) -> Option<(ExecutionNumber, &Execution)> {
+        self.live
+            .iter()
+            .find(|(_, execution)| execution.by_person && execution.is_running())
+            .map(|(n, execution)| (*n, execution))
+    }
+
+    /// Whether somebody is attached who stays, and not only a command that is over in a moment.
+    pub fn has_frontend(&self) -> bool {
         self.clients
             .values()
-            .any(|client| client.kind == "launcher")
+            .any(|client| !PASSING_KINDS.contains(&client.kind.as_str()))
     }
 
     /// The state that a checkpoint says; `None` where it is not one of ours.
@@ -537,6 +547,7 @@ impl State {
                 self.engine_pid = Some(*pid);
                 self.heard.clear();
                 self.info = None;
+                self.restarting = false;
             }
             Note::EngineReady { info, .. } => self.info = Some(info.clone()),
             Note::EngineEnded { why, .. } => {
@@ -565,6 +576,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
                 client,
@@ -636,6 +648,12 @@ impl State {
     }
 }
 
+impl Execution {
+    fn is_running(&self) -> bool {
+        self.state != ExecutionState::Queued && self.told != Told::Idle
+    }
+}
+
 impl Asked {
     /// The way back to the sender of `message`.
     pub fn new(client: ClientId, channel: Channel, message: &Message) -> Self {
@@ -653,14 +671,12 @@ impl Asked {
 
     /// Whether the request is of this type.
     pub fn is_of_type(&self, msg_type: &str) -> bool {
-        serde_json::from_str::<Header<'_>>(&self.header)
-            .is_ok_and(|header| header.msg_type == msg_type)
+        Header::read(self.header.as_bytes()).is_ok_and(|header| header.msg_type == msg_type)
     }
 
     /// Whether the request is for a subshell (JEP 91).
     pub fn has_subshell(&self) -> bool {
-        serde_json::from_str::<Header<'_>>(&self.header)
-            .is_ok_and(|header| header.subshell_id.is_some())
+        Header::read(self.header.as_bytes()).is_ok_and(|header| header.subshell_id.is_some())
     }
 
     /// Tells this request from others: of which socket it came, its type and its msg_id.
@@ -730,7 +746,7 @@ pub fn text(bytes: &[u8]) -> String {
 
 /// The msg_id within a header's JSON text.
 pub fn header_id(header: &str) -> String {
-    serde_json::from_str::<crate::wire::Header<'_>>(header)
+    Header::read(header.as_bytes())
         .map(|header| header.msg_id.into_owned())
         .unwrap_or_default()
 }

@@ -34,7 +34,7 @@ pub(super) fn status(core: &Core) -> String {
         let _ = writeln!(
             text,
             "           its heartbeat does not answer, since {}",
-            clock_time(since)
+            clock_time(since, core.now)
         );
     }
     for (i, end) in core.describe_ends().lines().enumerate() {
@@ -49,6 +49,9 @@ pub(super) fn status(core: &Core) -> String {
             size(core.memory_bytes()),
             size(state.lifetime.used.peak_bytes.max(core.memory_bytes()))
         );
+    }
+    if let Some(bytes) = core.gpu_memory_bytes() {
+        let _ = writeln!(text, "           {} of GPU memory", size(bytes));
     }
     let _ = writeln!(text, "executions {}", state.last_n);
     for (n, execution) in &state.live {
@@ -118,15 +121,10 @@ pub(super) fn predecessor(before: &Predecessor, now: Micros) -> String {
         if *executions == 1 { "" } else { "s" },
         if *lost { "was last heard of" } else { "ended" },
     );
-    let (at, today) = (iso8601(*ended_at), iso8601(now));
-    let at = if at[..10] == today[..10] {
-        at[11..16].to_owned()
-    } else {
-        at[..16].replace('T', " ")
-    };
+    let at = clock_time(*ended_at, now);
     let reason = reason.trim_end_matches('.');
     format!(
-        "[farside] {which} ({id}, {executions} execution{plural}) {verb} at {at} UTC ({reason}). Its variables are \
+        "[farside] {which} ({id}, {executions} execution{plural}) {verb} at {at} ({reason}). Its variables are \
          gone; its outputs are kept: `%farside attach {id}:{executions}` shows the last one here, `%farside history \
          {id}` lists them.\n"
     )
@@ -159,9 +157,11 @@ fn first_line(code: &str) -> String {
     }
 }
 
-/// `14:05 UTC`.
-pub(super) fn clock_time(time: Micros) -> String {
-    format!("{} UTC", &iso8601(time)[11..16])
+/// `14:05 UTC`; with the day where that is another one.
+pub(super) fn clock_time(time: Micros, now: Micros) -> String {
+    let (at, today) = (iso8601(time), iso8601(now));
+    let from = if at[..10] == today[..10] { 11 } else { 0 };
+    format!("{} UTC", at[from..16].replace('T', " "))
 }
 
 /// As a limit is written: `1h30m`, `45s`, `24h`. Minutes and more to the minute, two days and more in days.

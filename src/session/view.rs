@@ -4,7 +4,7 @@
 //! parent as well, where the client has attached a request to the execution. The view holds no outputs: a replay is
 //! an instruction to the reader, which takes them from the journal at its own pace.
 
-use crate::journal::record::{Body, ClientId, ExecutionNumber, Note, Record};
+use crate::journal::record::{Body, ClientId, ExecutionNumber, Extent, Note, Record};
 use crate::wire::Message;
 use crate::wire::message::HeaderFields;
 
@@ -49,6 +49,8 @@ pub struct Replay {
     pub first_seq: u64,
     /// to before here.
     pub until_seq: u64,
+    /// More exactly, where that is known.
+    pub extent: Option<Extent>,
     /// The parent of what is sent.
     pub parent: String,
 }
@@ -82,6 +84,7 @@ impl View {
                 n,
                 first_seq,
                 session,
+                extent,
             }) if *client == self.client => {
                 if !session.is_empty() {
                     // That session is over: there is a replay, and nothing to come. Its numbers are not ours.
@@ -90,6 +93,7 @@ impl View {
                         n: *n,
                         first_seq: *first_seq,
                         until_seq: u64::MAX,
+                        extent: *extent,
                         parent: parent.clone(),
                     });
                 }
@@ -106,6 +110,7 @@ impl View {
                     n: *n,
                     first_seq: *first_seq,
                     until_seq: record.seq,
+                    extent: *extent,
                     parent: parent.clone(),
                 })
             }

@@ -176,6 +176,9 @@ pub struct Status {
     /// The host that wrote this.
     #[serde(default)]
     pub host: Option<ProcessId>,
+    /// Its keeper: while that lives, a host that was killed comes up again.
+    #[serde(default)]
+    pub keeper: Option<ProcessId>,
     /// The engine of the moment.
     #[serde(default)]
     pub engine: Option<ProcessId>,
@@ -236,6 +239,7 @@ impl Status {
             ended_at: None,
             end_reason: None,
             host: ProcessId::of(std::process::id()),
+            keeper: None,
             engine: None,
             busy_since: None,
             running: None,
@@ -305,9 +309,13 @@ fn derive_with(session: &Session, host_lives: bool, now: Micros) -> SessionFacts
         .and_then(|s| s.engine)
         .filter(|engine| engine.is_alive());
     let json = &session.json;
+    let is_kept = || {
+        let keeper = status.as_ref().and_then(|status| status.keeper);
+        keeper.is_some_and(ProcessId::is_alive)
+    };
     let state = match &status {
         Some(status) if !status.state.is_live() => status.state,
-        Some(status) if host_lives || engine.is_some() => status.state,
+        Some(status) if host_lives || engine.is_some() || is_kept() => status.state,
         None if host_lives => SessionState::Starting,
         None if json.damage.is_none()
             && now < json.created.saturating_add(HOST_START_GRACE_MICROS) =>

@@ -11,6 +11,8 @@ use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use super::plain;
+
 /// The sockets of a kernel that carry messages (the heartbeat carries none).
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, Deserialize,
@@ -84,6 +86,16 @@ pub struct Header<'a> {
     pub subshell_id: Option<Cow<'a, str>>,
 }
 
+impl<'a> Header<'a> {
+    /// Reads the JSON text of a header.
+    pub fn read(json: &'a [u8]) -> Result<Self, serde_json::Error> {
+        match plain::header(json) {
+            Some(header) => Ok(header),
+            None => serde_json::from_slice(json),
+        }
+    }
+}
+
 impl Message {
     /// A message that farside makes itself: no identities, empty metadata, no buffers.
     pub fn new(
@@ -109,12 +121,12 @@ impl Message {
 
     /// Parses what farside needs of the header.
     pub fn header(&self) -> Result<Header<'_>, serde_json::Error> {
-        serde_json::from_slice(&self.header)
+        Header::read(&self.header)
     }
 
     /// The parent's header; `None` where the message has no (readable) parent.
     pub fn parent(&self) -> Option<Header<'_>> {
-        serde_json::from_slice(&self.parent_header).ok()
+        Header::read(&self.parent_header).ok()
     }
 
     /// Bytes of all parts together: what the message costs in a queue.
@@ -192,6 +204,18 @@ pub fn iso8601(micros: u64) -> String {
 /// `header` with another `session`; every other byte stays. A header without one gets it as its first field. What
 /// is no JSON object is given back as it is.
 pub fn with_session_id(header: &Bytes, session_id: &str) -> Bytes {
+    if let Some(range) = plain::session(header)
+        && !session_id.contains(|c: char| c == '"' || c == '\\' || c.is_control())
+    {
+        // The one usual case of what follows: a text for a text.
+        let (value, text) = (range.start + 1..range.end - 1, session_id.as_bytes());
+        if header[value.clone()] == *text {
+            return header.clone();
+        }
+        return [&header[..value.start], text, &header[value.end..]]
+            .concat()
+            .into();
+    }
     let Ok(SessionValues(values)) = serde_json::from_slice(header) else {
         return header.clone();
     };
@@ -286,6 +310,14 @@ mod tests {
     fn replaced(header: &str) -> String {
         let out = with_session_id(&Bytes::copy_from_slice(header.as_bytes()), "n\"ew");
         String::from_utf8(out.to_vec()).unwrap()
+    }
+
+    #[test]
+    fn a_plain_session_is_replaced_by_a_plain_one() {
+        let header = Bytes::from_static(br#"{"msg_id": "session", "session":  "old", "z" :"1"}"#);
+        let expected = r#"{"msg_id": "session", "session":  "new", "z" :"1"}"#;
+        assert_eq!(with_session_id(&header, "new"), expected);
+        assert_eq!(with_session_id(&header, "old").as_ptr(), header.as_ptr());
     }
 
     #[test]

@@ -4,6 +4,7 @@
 pub mod connection_file;
 pub mod frame;
 pub mod message;
+mod plain;
 pub mod signature;
 pub mod zmtp;
 

@@ -60,20 +60,20 @@ fn ls_shows_what_lives() {
     assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
     exit 0
     --- stdout
-    ID        NAME   ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  CPU  MEMORY  LEFT
-    aaaa1111  train  python3  busy                  1    12  2h    12m     -         -  1h
-    cccc3333  asks   python3  waiting_input         0     0  -     -       -         -  none
+    ID        NAME   ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  CPU  MEMORY  PEAK  LEFT
+    aaaa1111  train  python3  busy                  1    12  2h    12m     -         -     -  1h
+    cccc3333  asks   python3  waiting_input         0     0  -     -       -         -     -  none
     --- stderr
     ");
     sandbox.session("dddd4444", "vanished", None, NOON);
     assert_snapshot!(sandbox.run(&["ls", "--all"]).all(), @r"
     exit 0
     --- stdout
-    ID        NAME       ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  CPU  MEMORY  LEFT  ENDED
-    dddd4444  vanished   python3  lost                  0     0  -     -       -         -  -     host_lost: neither its host nor its engine runs any more
-    bbbb2222  yesterday  python3  ended                 0     3  -     1d2h    -         -  -     1d2h ago, idle: no request for 1h
-    aaaa1111  train      python3  busy                  1    12  2h    12m     -         -  1h    -
-    cccc3333  asks       python3  waiting_input         0     0  -     -       -         -  none  -
+    ID        NAME       ENGINE   STATE          ATTACHED  RUNS  BUSY  ACTIVE  CPU  MEMORY  PEAK  LEFT  ENDED
+    dddd4444  vanished   python3  lost                  0     0  -     -       -         -     -  -     host_lost: neither its host nor its engine runs any more
+    bbbb2222  yesterday  python3  ended                 0     3  -     1d2h    -         -     -  -     1d2h ago, idle: no request for 1h
+    aaaa1111  train      python3  busy                  1    12  2h    12m     -         -     -  1h    -
+    cccc3333  asks       python3  waiting_input         0     0  -     -       -         -     -  none  -
     --- stderr
     ");
 }
@@ -143,8 +143,8 @@ fn ls_shows_what_is_used_and_what_ends_it() {
     assert_snapshot!(sandbox.run(&["ls"]).all(), @r"
     exit 0
     --- stdout
-    ID        NAME   ENGINE   STATE            ATTACHED  RUNS  BUSY  ACTIVE  CPU                MEMORY  LEFT
-    aaaa1111  train  python3  unresponsive 5m         1    12  2h    12m     3h53m, 1h30m left    1.3G  1h lifetime
+    ID        NAME   ENGINE   STATE            ATTACHED  RUNS  BUSY  ACTIVE  CPU                MEMORY  PEAK  LEFT
+    aaaa1111  train  python3  unresponsive 5m         1    12  2h    12m     3h53m, 1h30m left    1.3G     -  1h lifetime
     --- stderr
     ");
 }
@@ -228,7 +228,7 @@ fn top_once_takes_no_terminal() {
     assert_eq!(seen[0]["execution"]["n"], 12);
     let names: Vec<&String> = seen[0].as_object().unwrap().keys().collect();
     assert_snapshot!(format!("{names:?}"), @r#"
-    ["id", "name", "engine", "state", "attached", "execution", "cpu_percent", "cpu_seconds", "cpu_seconds_left", "memory_bytes", "memory_peak_bytes", "outputs", "output_bytes", "outputs_per_second", "output_bytes_per_second", "ends_at", "ends_by", "unresponsive_since"]
+    ["id", "name", "engine", "state", "attached", "execution", "cpu_percent", "cpu_seconds", "cpu_seconds_left", "memory_bytes", "memory_peak_bytes", "gpu_memory_bytes", "outputs", "output_bytes", "outputs_per_second", "output_bytes_per_second", "ends_at", "ends_by", "unresponsive_since"]
     "#);
 }
 

@@ -16,6 +16,7 @@ fn every_command_has_help_on_stdout() {
         "install",
         "uninstall",
         "ls",
+        "status",
         "top",
         "attach",
         "logs",

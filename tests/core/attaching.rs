@@ -399,6 +399,7 @@ fn of_an_ended_session(n: u64) -> Answer {
             ended: None,
         },
         first_seq: 3,
+        extent: None,
         reply_content: Some(r#"{"status":"ok","execution_count":14}"#.into()),
     })))
 }

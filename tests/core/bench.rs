@@ -91,6 +91,7 @@ pub fn past_executions(records: &[Record]) -> BTreeMap<ExecutionNumber, PastExec
                         session: String::new(),
                         summary,
                         first_seq,
+                        extent: None,
                         reply_content: None,
                     },
                 );
@@ -440,9 +441,13 @@ impl Bench {
     /// Time passes, with ticks as the host gives them.
     pub fn wait(&mut self, seconds: u64) {
         let until = self.now + seconds * SECOND;
+        let mut idle_ticks = 0;
         while self.core.state().ended.is_none() {
             let due = self.core.next_deadline(self.clocks());
             let next = due.map_or(until, |due| (self.now + due).min(until));
+            // A host would spin.
+            idle_ticks = if due == Some(0) { idle_ticks + 1 } else { 0 };
+            assert!(idle_ticks < 100, "a tick is wanted again and again");
             self.now = next;
             if due.is_none() || next >= until {
                 break;

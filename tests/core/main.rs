@@ -5,5 +5,6 @@ mod bench;
 mod deaths;
 mod requests;
 mod retirement;
+mod retirement_policy;
 mod simulation;
 mod takeover;

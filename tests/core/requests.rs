@@ -534,6 +534,15 @@ fn a_journal_that_cannot_be_written_is_said_and_its_healing_leaves_a_gap() {
     assert!(
         heard[0].starts_with("iopub a1 stream [farside] the journal cannot be written: no space")
     );
+    // It is tried again also where nothing else happens.
+    let before = b.records.len();
+    b.event(Event::Tick);
+    assert_eq!(b.records.len(), before, "not at once");
+    let due = b.core.next_deadline(b.clocks());
+    assert!(due.is_some_and(|micros| micros <= 1_000_000), "{due:?}");
+    b.now += 1_000_000;
+    b.event(Event::Tick);
+    assert_eq!(b.records.len(), before + 1);
     b.event(Event::JournalHealed { from: 5 });
     let last = &b.records[b.records.len() - 2..];
     assert!(matches!(

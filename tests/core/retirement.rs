@@ -1,15 +1,14 @@
-//! When a session ends by itself, what it says before, and how it ends.
+//! When a session ends by itself, what it says before, and how it ends: the scenarios. `retirement_policy` has what
+//! holds whatever happens.
 
-use farside::journal::record::{Body, ClientId, ExecutionState, Micros, Note};
+use farside::journal::record::{Body, ClientId, ExecutionState, Note};
 use farside::session::event::{Command, Event, NotifyOn, Usage};
-use farside::session::lifetime::EndKind;
 use farside::wire::Channel;
-use proptest::prelude::*;
 use serde_json::json;
 
 use crate::bench::{Bench, SECOND, past_executions};
 
-const HOUR: u64 = 3600;
+pub const HOUR: u64 = 3600;
 
 /// The notes of the session's end, in short.
 fn end_notes(b: &Bench) -> Vec<String> {
@@ -46,7 +45,7 @@ fn is_ending(b: &Bench) -> bool {
 }
 
 /// A request as frontends make them for themselves.
-fn silently(b: &mut Bench, client: ClientId, code: &str) {
+pub fn silently(b: &mut Bench, client: ClientId, code: &str) {
     let request = b.request(
         client,
         "execute_request",
@@ -76,6 +75,8 @@ fn an_idle_session_ends_after_its_timeout_and_a_detached_one_sooner() {
 
     let (mut b, other) = Bench::ready();
     b.detach(other);
+    // Commands come and go; none of them is a frontend.
+    b.attach_as("exec");
     b.wait(HOUR - 10);
     assert!(!is_ending(&b));
     b.wait(10);
@@ -413,6 +414,30 @@ fn notices_come_once_each_and_one_that_nobody_saw_comes_with_the_next_execution(
     let _ = run;
 }
 
+/// A notice in the output of what a frontend runs by itself counted as said, though nobody sees that output.
+#[test]
+fn what_a_frontend_runs_by_itself_shows_no_notice() {
+    let (mut b, a) = Bench::ready_with(&[("idle_timeout", "none")]);
+    silently(&mut b, a, "watch()");
+    let own = b.engine_begins();
+    b.wait(24 * HOUR - 25 * 60);
+    assert_eq!(notices(&b), [("lifetime".to_owned(), 1800, false)]);
+    b.execute(a, "1");
+    let heard = b.heard(a).join("\n");
+    assert!(heard.contains("this session ends in 25m"), "{heard}");
+    b.engine_ends_ok(&own);
+    let run = b.engine_begins();
+    b.wait(15 * 60);
+    assert_eq!(
+        notices(&b)[1..],
+        [
+            ("lifetime".to_owned(), 1800, true),
+            ("lifetime".to_owned(), 600, true)
+        ]
+    );
+    let _ = run;
+}
+
 #[test]
 fn an_extension_moves_the_end_within_the_cap() {
     let (mut b, a) = Bench::ready_with(&[("max_lifetime_cap", "30h"), ("idle_timeout", "none")]);
@@ -435,6 +460,29 @@ fn an_extension_moves_the_end_within_the_cap() {
     b.wait(61);
     assert!(is_ending(&b));
     let _ = a;
+
+    // Nothing is left to ask for, but an idle session need not end.
+    let (mut b, a) = Bench::ready_with(&[("max_lifetime_cap", "24h")]);
+    let answer = b.command(Command::Extend { seconds: 60 });
+    let error = answer["error"].as_str().unwrap();
+    assert!(
+        error.contains("max_lifetime_cap allows (24h)")
+            && error.contains("%farside set idle_timeout 24h"),
+        "{error}"
+    );
+    b.execute(a, "%farside set idle_timeout 24h");
+    b.skip(a);
+    b.execute(a, "train()");
+    b.engine_begins();
+    b.wait(24 * HOUR - 60);
+    assert!(!is_ending(&b));
+    b.wait(61);
+    assert!(is_ending(&b));
+    let heard = b.heard(a).join("\n");
+    assert!(
+        heard.contains("Save what you need.") && !heard.contains("%farside extend"),
+        "{heard}"
+    );
 
     // An idle session stays for what was asked.
     let (mut b, a) = Bench::ready();
@@ -617,259 +665,4 @@ fn an_engine_that_does_not_answer_is_shown_and_left_alone() {
     b.event(health(1, true));
     assert_eq!(b.core.state().lifetime.unresponsive_since, None);
     assert_eq!(b.wants(), Vec::<String>::new());
-}
-
-/// The engine takes what comes before the next execution, and begins that.
-fn begins(b: &mut Bench) -> farside::wire::Message {
-    while b.to_engine[0].1.header().unwrap().msg_type == "kernel_info_request" {
-        b.answer_probe();
-    }
-    b.engine_begins()
-}
-
-/// What may happen in a session, for the properties below.
-#[derive(Debug, Clone)]
-enum Op {
-    Wait(u64),
-    Sleep(u64),
-    SetClock(i64),
-    Execute,
-    Silently,
-    Finish,
-    Attach,
-    Detach,
-    Extend(u64),
-    SetIdle(u64),
-    HostDies,
-    Ask,
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    prop_oneof![
-        8 => (1..3 * HOUR).prop_map(Op::Wait),
-        1 => (1..3 * HOUR).prop_map(Op::Sleep),
-        1 => (-90_000_i64..90_000).prop_map(Op::SetClock),
-        3 => Just(Op::Execute),
-        2 => Just(Op::Silently),
-        5 => Just(Op::Finish),
-        1 => Just(Op::Attach),
-        1 => Just(Op::Detach),
-        1 => (1..3 * HOUR).prop_map(Op::Extend),
-        1 => (600..5 * HOUR).prop_map(Op::SetIdle),
-        1 => Just(Op::HostDies),
-        3 => Just(Op::Ask),
-    ]
-}
-
-/// The obvious way to know when a session must end, beside the core's.
-struct Model {
-    idle_timeout: u64,
-    quiet_since: Micros,
-    began: Micros,
-    extended: Micros,
-    stay_until: Micros,
-}
-
-impl Model {
-    fn idle_deadline(&self, attached: bool) -> Micros {
-        let timeout = if attached { self.idle_timeout } else { HOUR };
-        (self.quiet_since + timeout * SECOND).max(self.stay_until)
-    }
-
-    fn lifetime_deadline(&self) -> Micros {
-        self.began + 24 * HOUR * SECOND + self.extended
-    }
-}
-
-/// Runs the operations and checks the policy against the model after each; `true`: the session came to its end.
-fn policy_holds(ops: &[Op]) -> bool {
-    /// The last notice must have been out for so long; and what happens takes a moment in the clock of the tests.
-    const SLACK: Micros = 61 * SECOND;
-    let (mut b, mut a) = Bench::ready();
-    b.checks_recovery = ops.len() < 100;
-    let mut attached = true;
-    let mut model = Model {
-        idle_timeout: 4 * HOUR,
-        quiet_since: b.clocks().awake,
-        began: b.clocks().elapsed,
-        extended: 0,
-        stay_until: 0,
-    };
-    let mut running: Vec<(farside::wire::Message, bool)> = Vec::new();
-    let mut deadlines: Vec<(EndKind, Micros)> = Vec::new();
-    // A deadline that passes while a frontend's own code runs has its last notice after that.
-    let mut free_since = 0;
-    let mut woke_at = 0;
-    for op in ops {
-        let now = b.clocks();
-        let mut may_move_back = false;
-        match op {
-            Op::Wait(seconds) => b.wait(*seconds),
-            Op::Sleep(seconds) => {
-                b.sleep(*seconds);
-                woke_at = b.clocks().elapsed;
-                b.wait(0);
-            }
-            Op::SetClock(seconds) => b.set_forward += seconds * SECOND as i64,
-            Op::Execute | Op::Silently if !attached || !running.is_empty() => {}
-            Op::Execute => {
-                b.execute(a, "1");
-                running.push((begins(&mut b), true));
-                model.quiet_since = b.clocks().awake;
-            }
-            Op::Silently => {
-                silently(&mut b, a, "1");
-                running.push((begins(&mut b), false));
-            }
-            Op::Finish => {
-                if let Some((run, by_person)) = running.pop() {
-                    b.engine_ends_ok(&run);
-                    free_since = b.clocks().awake;
-                    if by_person {
-                        model.quiet_since = b.clocks().awake;
-                    }
-                }
-            }
-            Op::Attach if attached => {}
-            Op::Attach => {
-                a = b.attach();
-                attached = true;
-                may_move_back = true;
-                model.quiet_since = b.clocks().awake;
-            }
-            Op::Detach if !attached => {}
-            Op::Detach => {
-                b.detach(a);
-                attached = false;
-                may_move_back = true;
-                model.quiet_since = b.clocks().awake;
-            }
-            Op::Extend(seconds) => {
-                b.command(Command::Extend { seconds: *seconds });
-                model.extended += seconds * SECOND;
-                model.stay_until = model.stay_until.max(b.clocks().awake + seconds * SECOND);
-            }
-            Op::SetIdle(_) if !attached => {}
-            Op::SetIdle(seconds) => {
-                b.execute(a, &format!("%farside set idle_timeout {seconds}s"));
-                model.idle_timeout = *seconds;
-                model.quiet_since = b.clocks().awake;
-                may_move_back = true;
-            }
-            Op::HostDies => {
-                b.host_dies();
-                b.adopted_engine_connects();
-                if running.is_empty() {
-                    b.answer_probe();
-                }
-            }
-            Op::Ask => {
-                if attached {
-                    b.ask(a, Channel::Shell, "kernel_info_request");
-                }
-            }
-        }
-        b.event(Event::Tick);
-        let now_after = b.clocks();
-        let lifetime_over = now_after.elapsed >= model.lifetime_deadline();
-        let idle_over =
-            running.is_empty() && now_after.awake + 2 * SECOND >= model.idle_deadline(attached);
-        if let Some(ending) = &b.core.state().lifetime.ending {
-            match ending.reason.split(':').next().unwrap() {
-                "idle" => assert!(idle_over, "{op:?} from {now:?}: {ending:?}"),
-                "lifetime" => assert!(lifetime_over, "{op:?} from {now:?}: {ending:?}"),
-                other => panic!("{other}"),
-            }
-            return true;
-        }
-        assert!(
-            now_after.elapsed < model.lifetime_deadline().max(woke_at) + SLACK,
-            "it should have ended: its lifetime is over"
-        );
-        assert!(
-            !running.is_empty()
-                || now_after.awake < model.idle_deadline(attached).max(free_since) + SLACK,
-            "it should have ended: it is idle"
-        );
-        let ends = b.core.ends(now_after);
-        for end in &ends {
-            let before = deadlines.iter().find(|(kind, _)| *kind == end.kind);
-            if let Some((_, before)) = before {
-                assert!(
-                    may_move_back || end.deadline >= *before,
-                    "{:?} moved back by {op:?}",
-                    end.kind
-                );
-            }
-        }
-        deadlines.retain(|(kind, _)| !ends.iter().any(|end| end.kind == *kind));
-        deadlines.extend(ends.iter().map(|end| (end.kind, end.deadline)));
-        if may_move_back {
-            deadlines.retain(|(kind, _)| *kind == EndKind::Lifetime);
-        }
-        notices_are_in_order(&b);
-    }
-    false
-}
-
-/// Of each deadline, each notice once, and the longer one first.
-fn notices_are_in_order(b: &Bench) {
-    let mut last: std::collections::HashMap<(String, Micros), u64> = Default::default();
-    let mut said = std::collections::HashSet::new();
-    for record in &b.records {
-        let Body::Note(Note::Notice {
-            kind,
-            deadline,
-            before,
-            said: is_said,
-            ..
-        }) = &record.body
-        else {
-            continue;
-        };
-        if let Some(last) = last.insert((kind.clone(), *deadline), *before) {
-            // The same once more: said now, and not before.
-            assert!(
-                *before < last || *before == last && *is_said,
-                "{kind} {before} after {last}"
-            );
-        }
-        if *is_said {
-            assert!(
-                said.insert((kind.clone(), *deadline, *before)),
-                "said twice"
-            );
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_session_ends_when_it_must_and_not_before(ops in prop::collection::vec(op(), 1..60)) {
-        policy_holds(&ops);
-    }
-}
-
-#[test]
-fn a_random_day() {
-    // 24 hours and more in steps of a minute, with somebody who works, pauses, and comes back.
-    let ops: Vec<Op> = (0..24 * 60)
-        .flat_map(|minute: u64| {
-            let mut ops = vec![Op::Wait(60)];
-            match minute * 7919 % 31 {
-                0..4 => ops.push(Op::Execute),
-                4..9 => ops.push(Op::Finish),
-                9 => ops.push(Op::Silently),
-                10 => ops.push(Op::HostDies),
-                11 => ops.push(Op::SetClock(minute as i64 - 700)),
-                12..20 => ops.push(Op::Ask),
-                _ => {}
-            }
-            ops
-        })
-        .chain([Op::Finish, Op::Wait(2 * HOUR), Op::Wait(3 * HOUR)])
-        .collect();
-    assert!(policy_holds(&ops), "a day is a lifetime");
 }

@@ -351,3 +351,28 @@ fn a_checkpoint_is_as_good_as_the_records_before_it() {
     b.engine_ends_ok(&run);
     assert_eq!(state_of(&b, 1), ExecutionState::Ok);
 }
+
+/// The engine may have heard of it or not; what must not happen is that the old one goes on, or that its end counts as
+/// a death.
+#[test]
+fn a_restart_is_gone_on_with_by_the_next_host() {
+    let (mut b, a) = Bench::ready();
+    b.shutdown(a, true);
+    assert_eq!(b.wants(), ["stop restart"]);
+    b.host_dies();
+    assert_eq!(b.wants(), ["stop restart"]);
+    b.ask(a, Channel::Shell, "kernel_info_request");
+    b.engine_dies();
+    assert_eq!(b.wants(), ["start 2"]);
+    b.host_dies();
+    assert_eq!(
+        b.wants(),
+        ["start 2"],
+        "it had ended, and the new one was not there yet"
+    );
+    b.skip(a);
+    b.engine_starts(2);
+    assert_eq!(replies(&mut b, a), ["shell a2 kernel_info_reply ok"]);
+    b.host_dies();
+    assert_eq!(b.wants(), Vec::<String>::new(), "it is over");
+}

@@ -135,15 +135,21 @@ def test_closing_the_session_at_the_server_ends_it(sandbox: Sandbox) -> None:
 
 CULL = (
     "--MappingKernelManager.cull_idle_timeout=2", "--MappingKernelManager.cull_interval=1",
-    "--MappingKernelManager.cull_connected=True", "--MappingKernelManager.cull_busy=False",
+    "--MappingKernelManager.cull_connected=True",
 )
 
 
-def test_the_culler_passes_a_session_over_that_has_limits_of_its_own(sandbox: Sandbox) -> None:
-    server, kernel_id, _ = open_notebook(sandbox, args=(*CULL, "--ServerApp.log_level=DEBUG"))
+@pytest.mark.parametrize("cull_busy", [False, True])
+def test_the_culler_passes_a_session_over_that_has_limits_of_its_own(sandbox: Sandbox, cull_busy: bool) -> None:
+    args = (*CULL, f"--MappingKernelManager.cull_busy={cull_busy}", "--ServerApp.log_level=DEBUG")
+    server, kernel_id, _ = open_notebook(sandbox, args=args)
     page = server.websocket(kernel_id)
     page.idle(page.execute("kept = 1"), 45)
-    session = sandbox.session()
+    state = "busy" if cull_busy else "idle"
+    if cull_busy:
+        # Silent work.
+        quiet = page.execute("import threading; threading.Event().wait()")
+    session = sandbox.wait_session(lambda s: s["state"] == state, state)
     # Idle from later on than ours, and culled all the same.
     plain = server.open_notebook("plain.ipynb", "python3")["kernel"]["id"]
     other = server.websocket(plain)
@@ -155,9 +161,12 @@ def test_the_culler_passes_a_session_over_that_has_limits_of_its_own(sandbox: Sa
     assert before > 0
     wait_until(lambda: server.log.read_text().count(looked_at) >= before + 3, "the culler to look three times more", 45)
     at_server = server.api("GET", f"kernels/{kernel_id}")
-    assert at_server["execution_state"] == "idle"
+    assert at_server["execution_state"] == state
     after = sandbox.session()
-    assert (after["id"], after["engine_pid"], after["state"]) == (session["id"], session["engine_pid"], "idle")
+    assert (after["id"], after["engine_pid"], after["state"]) == (session["id"], session["engine_pid"], state)
+    if cull_busy:
+        server.api("POST", f"kernels/{kernel_id}/interrupt", expect=204)
+        page.idle(quiet)
     check = page.execute("print(kept)")
     page.idle(check)
     assert page.text(check) == "1\n"

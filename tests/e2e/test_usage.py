@@ -8,7 +8,7 @@ import signal
 from typing import Any
 
 import pytest
-from sandbox import Sandbox, kill, wait_until
+from sandbox import MARKER, Sandbox, kill, wait_until
 
 # The heartbeat is asked every 5 s, and three times in a row; and a loaded machine.
 SILENT_SECONDS = 45.0
@@ -107,3 +107,41 @@ def test_a_stopped_engine_is_unresponsive_until_it_goes_on(sandbox: Sandbox, ses
     health = [r["note"]["responsive"] for r in sandbox.records(session["id"]) if r.get("note", {}).get("note") == "health"]
     assert health == [False, True]
     sandbox.cli("stop", session["id"], "--now", check=True)
+
+
+def test_gpu_memory_is_shown_where_nvidia_smi_tells_of_it(sandbox: Sandbox) -> None:
+    # 300 MiB for each process of this sandbox: the engine is one, and what is not the engine's does not count.
+    tools = sandbox.root / "tools"
+    tools.mkdir()
+    fake = tools / "nvidia-smi"
+    fake.write_text(
+        "#!/bin/sh\nfor file in /proc/[0-9]*/environ; do\n"
+        f"  tr '\\0' '\\n' <$file 2>/dev/null | grep -q '^{MARKER}={sandbox.id}$' || continue\n"
+        "  pid=${file#/proc/}; echo \"${pid%/environ}, 300\"\ndone\n"
+    )
+    fake.chmod(0o755)
+    sandbox.env["PATH"] = f"{tools}:{sandbox.env['PATH']}"
+    sandbox.cli("new", "--engine", "python3", "--name", "train", check=True)
+    sandbox.cli("exec", "train", "--detach", "import threading; threading.Event().wait()", check=True)
+    bytes_used = 300 << 20
+    wait_until(
+        lambda: sandbox.json("top")[0]["gpu_memory_bytes"] == bytes_used, "GPU memory", LOOK_SECONDS, lambda: sandbox.json("top")
+    )
+    assert sandbox.json("status", "train")["gpu_memory_bytes"] == bytes_used
+    for command in (["ls"], ["top", "--once"]):
+        table = sandbox.cli(*command, check=True)[1]
+        assert "GPU" in table and "315M" in table, table
+    assert f"}} {bytes_used}\n" in sandbox.cli("metrics", check=True)[1]
+    assert "314.6 MB of GPU memory" in sandbox.cli("exec", "train", "%farside status", check=True)[1]
+    sandbox.cli("stop", "train", "--now", check=True)
+
+
+def test_no_nvidia_smi_is_no_word_of_it(sandbox: Sandbox, session: dict) -> None:
+    sandbox.cli("exec", session["id"], "--detach", BURN + "\nburn(1e9)", check=True)
+    wait_until(lambda: status(sandbox, session)["cpu_seconds"] > 3, "two looks", LOOK_SECONDS, lambda: status(sandbox, session))
+    assert status(sandbox, session)["gpu_memory_bytes"] is None
+    assert "GPU" not in sandbox.cli("ls", check=True)[1]
+    assert "GPU" not in sandbox.cli("status", session["id"], check=True)[1]
+    sandbox.cli("stop", session["id"], "--now", check=True)
+    said = [p.read_text().lower() for p in (sandbox.state / session["id"]).glob("*.log")]
+    assert said and not any("nvidia" in text or "gpu" in text for text in said)

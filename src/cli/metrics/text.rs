@@ -134,7 +134,7 @@ struct Metric {
     value: fn(&Reading) -> Option<Value>,
 }
 
-const METRICS: [Metric; 16] = [
+const METRICS: [Metric; 17] = [
     Metric {
         name: "farside_session_created_timestamp_seconds",
         kind: Kind::Gauge,
@@ -192,6 +192,12 @@ const METRICS: [Metric; 16] = [
                 Some(Value::Count(status.memory_peak_bytes))
             })
         },
+    },
+    Metric {
+        name: "farside_session_gpu_memory_bytes",
+        kind: Kind::Gauge,
+        help: "GPU memory of the engine and all that it started, where the machine tells.",
+        value: |reading| of(reading, |status| status.gpu_memory_bytes.map(Value::Count)),
     },
     Metric {
         name: "farside_session_last_activity_timestamp_seconds",
@@ -361,6 +367,7 @@ mod tests {
             cpu_seconds_left: Some(0.0),
             memory_bytes: 84_000_000,
             memory_peak_bytes: 99_000_000,
+            gpu_memory_bytes: Some(3 << 30),
             unresponsive_since: Some(NOON),
             ..Status::starting()
         });

@@ -35,6 +35,8 @@ pub struct Sample {
     pub cpu_seconds_left: Option<f64>,
     pub memory_bytes: u64,
     pub memory_peak_bytes: u64,
+    /// `null`: nobody can tell.
+    pub gpu_memory_bytes: Option<u64>,
     pub outputs: u64,
     pub output_bytes: u64,
     pub outputs_per_second: Option<f64>,
@@ -173,6 +175,7 @@ impl History {
             cpu_seconds_left: status.and_then(|s| s.cpu_seconds_left),
             memory_bytes: status.map_or(0, |s| s.memory_bytes),
             memory_peak_bytes: status.map_or(0, |s| s.memory_peak_bytes),
+            gpu_memory_bytes: status.and_then(|s| s.gpu_memory_bytes),
             outputs: status.map_or(0, |s| s.outputs),
             output_bytes: status.map_or(0, |s| s.output_bytes),
             outputs_per_second: rates.map(|rates| rates.outputs),

@@ -8,15 +8,15 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table};
 
 use super::super::columns::{Column, GAP, column, cut, fit, widths};
 use super::super::render::{
-    Field, Style, Tone, bytes, cpu_time, field, first_line, plain, session_tone, span, table,
-    visible,
+    Field, Style, Tone, bytes, cpu_time, field, first_line, or_dash, plain, session_tone, span,
+    table, visible,
 };
 use super::model::{Execution, Order, Sample};
 use crate::journal::record::Micros;
 use crate::state_dir::SessionState;
 
 /// From left to right. What a person looks for when something is wrong stays longest where there is little room.
-const COLUMNS: [Column; 14] = [
+const COLUMNS: [Column; 15] = [
     column("ID", 8),
     column("~NAME", 0),
     column("STATE", 0),
@@ -28,6 +28,7 @@ const COLUMNS: [Column; 14] = [
     column("CPU", 7),
     column(">MEM", 2),
     column(">PEAK", 12),
+    column(">GPU", 3).where_known(),
     column(">MSG/S", 9),
     column(">OUT/S", 5),
     column("LEFT", 3),
@@ -222,6 +223,7 @@ fn rows(samples: &[Sample], now: Micros) -> Vec<Vec<Field>> {
                 cpu(sample.cpu_seconds, sample.cpu_seconds_left),
                 memory(sample.memory_bytes),
                 memory(sample.memory_peak_bytes),
+                gpu(sample.gpu_memory_bytes),
                 or_dash(sample.outputs_per_second.map(rate)),
                 or_dash(
                     sample
@@ -269,6 +271,11 @@ pub fn memory(count: u64) -> Field {
     or_dash((count > 0).then(|| bytes(count)))
 }
 
+/// An amount of GPU memory. Most machines have none to tell of.
+pub fn gpu(count: Option<u64>) -> Field {
+    or_dash(count.map(bytes))
+}
+
 /// The time left, and what will end it. `none`: nothing will.
 pub fn left(ends_at: Option<Micros>, by: Option<&str>, now: Micros) -> Field {
     let Some(end) = ends_at else {
@@ -282,10 +289,6 @@ pub fn left(ends_at: Option<Micros>, by: Option<&str>, now: Micros) -> Field {
     let time = span(now, end).unwrap_or_else(|| "0s".to_owned());
     let text = by.map_or_else(|| time.clone(), |by| format!("{time} {by}"));
     field(text, tone)
-}
-
-fn or_dash(text: Option<String>) -> Field {
-    text.map_or_else(|| field("-", Tone::Dim), plain)
 }
 
 /// Below ten a second the first decimal matters.
@@ -331,6 +334,7 @@ mod tests {
             cpu_seconds_left: None,
             memory_bytes: 0,
             memory_peak_bytes: 0,
+            gpu_memory_bytes: None,
             outputs: 0,
             output_bytes: 0,
             outputs_per_second: None,
@@ -414,6 +418,13 @@ mod tests {
     #[test]
     fn a_wide_terminal_shows_all() {
         assert_snapshot!(shown(170, 8, samples()));
+    }
+
+    #[test]
+    fn gpu_memory_has_a_column_where_there_is_any() {
+        let mut samples = samples();
+        samples[0].gpu_memory_bytes = Some(3_100_000_000);
+        assert_snapshot!(shown(190, 8, samples));
     }
 
     #[test]

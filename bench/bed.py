@@ -1,0 +1,194 @@
+"""What all measurements stand on: kernels of each kind in a sandbox, clients for them, and turns."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/e2e"))
+
+import zmq
+from processes import Watch
+from rows import Pairs, Row
+from sandbox import Launcher, Sandbox
+from wire import DELIMITER, Client, dumps
+
+BARE, FARSIDE = "python3", "farside-python3"
+# The same engine without Python: what is measured with it is what stands between it and the client.
+BARE_SCRIPTED, FARSIDE_SCRIPTED = "scripted", "farside-scripted"
+MB = 1_000_000
+SCRIPTED = Path(os.environ.get("FARSIDE_SCRIPTED", "target/release/examples/scripted")).absolute()
+
+# Nothing here takes longer on a machine that is worth measuring on.
+LONGEST_SECONDS = 600.0
+
+
+class Fast:
+    """Sends prepared requests and counts what comes back, without parsing it: a client library's own cost would hide
+    what is to be seen."""
+
+    def __init__(self, client: Client):
+        self.client = client
+        self.iopub = client.sockets["iopub"]
+
+    def request(
+        self, kind: str, content: dict, channel: str = "shell", buffers: tuple[bytes, ...] = (), **header: str
+    ) -> tuple[bytes, zmq.Socket]:
+        head = self.client.header(kind, **header)
+        parts = [dumps(head), b"{}", b"{}", dumps(content)]
+        socket = self.client.sockets[channel]
+        socket.send_multipart([DELIMITER, self.client.sign(parts), *parts, *buffers], copy=False)
+        return head["msg_id"].encode(), socket
+
+    def reply(self, msg_id: bytes, socket: zmq.Socket, seconds: float = LONGEST_SECONDS) -> bytes:
+        """Waits for the reply; gives its content."""
+        deadline = time.monotonic() + seconds
+        while socket.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            frames = socket.recv_multipart()
+            at = frames.index(DELIMITER)
+            if msg_id in frames[at + 3]:
+                return frames[at + 5]
+        raise AssertionError("no reply")
+
+    def until_idle(self, msg_id: bytes, kind: bytes = b"", seconds: float = LONGEST_SECONDS) -> tuple[int, int]:
+        """(messages of `kind`, bytes of their contents and buffers) up to the idle of `msg_id`."""
+        count = size = 0
+        deadline = time.monotonic() + seconds
+        while self.iopub.poll(max(0, int((deadline - time.monotonic()) * 1000))):
+            frames = self.iopub.recv_multipart()
+            at = frames.index(DELIMITER)
+            header, parent, content = frames[at + 2], frames[at + 3], frames[at + 5]
+            if kind and kind in header:
+                count += 1
+                size += sum(map(len, frames[at + 5 :]))
+            if len(content) < 100 and b'"idle"' in content and msg_id in parent:
+                return count, size
+        raise AssertionError("no idle")
+
+    def execute(self, code: str, kind: bytes = b"") -> tuple[float, int, int]:
+        """Seconds from request to reply and idle, whichever is later; and what was counted."""
+        begun = time.perf_counter()
+        msg_id, socket = self.request("execute_request", execute_content(code))
+        counted = self.until_idle(msg_id, kind)
+        content = self.reply(msg_id, socket)
+        seconds = time.perf_counter() - begun
+        assert b'"status": "ok"' in content or b'"status":"ok"' in content, content[:2000]
+        return seconds, *counted
+
+
+def execute_content(code: str) -> dict:
+    return {
+        "code": code, "silent": False, "store_history": True, "user_expressions": {}, "allow_stdin": False,
+        "stop_on_error": True,
+    }
+
+
+class Frontend:
+    """`scripted client` on a kernel: as fast as a frontend can be."""
+
+    def __init__(self, bed: Bed, launcher: Launcher, subscribers: int = 1):
+        self.process = subprocess.Popen(
+            [str(SCRIPTED), "client", str(launcher.connection_file), str(subscribers)],
+            env=bed.sandbox.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+        bed.sandbox.children.append(self.process)
+        self.answer()
+
+    def answer(self) -> dict:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the scripted client has ended"
+        return json.loads(line)
+
+    def execute(self, code: str) -> dict:
+        """Seconds to `first` output, `reply`, `idle` and `end`; `outputs` and `bytes`. With `?` before the code it does
+        not wait for more than the first output."""
+        self.begin(code)
+        return self.answer()
+
+    def begin(self, code: str) -> None:
+        """As `execute`; the `answer` is for later."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(code + "\n")
+        self.process.stdin.flush()
+
+    def close(self) -> None:
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.process.stdin.close()
+        self.process.wait(30)
+        self.process.stdout.close()
+
+
+class Bed:
+    def __init__(self, quick: bool):
+        self.quick = quick
+        self.rows: list[Row] = []
+        # Of `--scaling`: (title, columns, rows).
+        self.tables: list[tuple[str, list[str], list[list[str]]]] = []
+        self.sandbox = Sandbox()
+        self.folders = {kernel: self.sandbox.ipython(f"ipython-{kernel}") for kernel in (BARE, FARSIDE)}
+        spec = {
+            "argv": [str(SCRIPTED), "engine", "{connection_file}"], "display_name": "Scripted", "language": "script",
+            "interrupt_mode": "message",
+        }
+        folder = self.sandbox.data / "kernels" / BARE_SCRIPTED
+        folder.mkdir(parents=True)
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        for kernel in (BARE, FARSIDE, BARE_SCRIPTED, FARSIDE_SCRIPTED):
+            self.sandbox.kernelspec(kernel)
+
+    def rounds(self, full: int) -> int:
+        return max(3, full // 10) if self.quick else full
+
+    def size(self, full: int) -> int:
+        """Of what grows with its size: a tenth when it has to be quick."""
+        return full // 10 if self.quick else full
+
+    # Kernels.
+
+    def launch(self, kernel: str, **kw) -> Launcher:
+        """With an IPython folder of its own: two engines would wait for each other's history database."""
+        env = {"IPYTHONDIR": self.folders[kernel]} if kernel in self.folders else {}
+        return self.sandbox.launch(kernel, env=env, **kw)
+
+    def pair(self) -> dict[str, Fast]:
+        return {kernel: Fast(self.launch(kernel).client()) for kernel in (BARE, FARSIDE)}
+
+    def watch(self, launcher: Launcher, session: str | None = None) -> Watch:
+        """Launcher and host of a session (the only one, if none is named)."""
+        found = self.sandbox.session(session) if session else self.sandbox.session()
+        return Watch((launcher.pid, found["host_pid"]))
+
+    def end(self, launcher: Launcher) -> None:
+        """Ends a kernel, and with farside its session."""
+        client = Client(launcher.connection)
+        client.send("control", "shutdown_request", {"restart": False})
+        launcher.wait_exit(60)
+        client.close()
+
+    def end_all(self) -> None:
+        for client in self.sandbox.clients:
+            client.close()
+        for launcher in self.sandbox.launchers:
+            if launcher.running():
+                self.end(launcher)
+        self.sandbox.clients.clear()
+
+    # Measuring.
+
+    def add(self, row: Row) -> None:
+        self.rows.append(row)
+        print(f"  {row.line()}", file=sys.stderr, flush=True)
+
+    def in_turns(self, count: int, measure: Callable[[str], float], kernels: tuple[str, str] = (BARE, FARSIDE)) -> Pairs:
+        """`count` measurements of each, alternating, who is first alternating too."""
+        seconds: dict[str, list[float]] = {kernel: [] for kernel in kernels}
+        for turn in range(count):
+            for kernel in kernels if turn % 2 else kernels[::-1]:
+                seconds[kernel].append(measure(kernel))
+        return Pairs(seconds[kernels[0]], seconds[kernels[1]])

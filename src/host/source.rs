@@ -1,0 +1,124 @@
+//! A reader's place in the journal, and what comes next there: from the records in memory while it keeps up, from the
+//! files where it lags. How to wait, and on which thread to read files, is the reader's business.
+
+use std::io;
+use std::sync::Arc;
+
+use super::log::{Pin, Tail};
+use crate::journal::record::Record;
+use crate::journal::{Item, Reader};
+
+/// What is read at once, from memory or from disk.
+pub(super) const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// See the module.
+pub(super) struct Source {
+    tail: Tail,
+    /// The last record that was given, or passed over.
+    seq: u64,
+    disk: Option<Reader>,
+    /// What is behind the place is not compacted away.
+    pin: Pin,
+}
+
+/// What was read of the files, as it was read.
+pub(super) struct FromFiles(io::Result<(Reader, Vec<Item>)>);
+
+impl Source {
+    /// What lies behind record `seq`.
+    pub fn new(tail: Tail, seq: u64) -> Self {
+        Self {
+            pin: tail.pin(seq),
+            tail,
+            seq,
+            disk: None,
+        }
+    }
+
+    /// Of what it reads.
+    pub fn tail(&self) -> &Tail {
+        &self.tail
+    }
+
+    /// Whether it lags, and is in the files.
+    #[cfg(test)]
+    pub fn is_behind(&self) -> bool {
+        self.disk.is_some()
+    }
+
+    /// The last record that was given, or passed over.
+    pub fn seq(&self) -> u64 {
+        self.seq
+    }
+
+    /// Waits until there is a record behind this place. `false`: there will be none, the host ends.
+    pub async fn wait(&mut self) -> bool {
+        self.tail.wait_behind(self.seq).await
+    }
+
+    /// The next records, if they are in memory; empty: there are none yet. Else it is for [`Source::files`].
+    pub fn memory(&mut self) -> Option<Vec<Arc<Record>>> {
+        let records = self.tail.behind(self.seq, BATCH_BYTES_MAX)?;
+        self.disk = None;
+        Some(self.given(records))
+    }
+
+    /// What reads the next batch from the files; it blocks. Its result is for [`Source::take`].
+    pub fn files(&mut self) -> impl FnOnce() -> FromFiles + Send + 'static {
+        let (reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
+        move || {
+            let read = || {
+                let mut reader = match reader {
+                    Some(reader) => reader,
+                    None => Reader::open(&dir, seq + 1)?,
+                };
+                let items = reader.next_batch(BATCH_BYTES_MAX)?;
+                Ok((reader, items))
+            };
+            FromFiles(read())
+        }
+    }
+
+    /// The records of a batch; an empty one: what comes next is in memory.
+    pub fn take(&mut self, batch: FromFiles) -> Vec<Arc<Record>> {
+        let items = match batch.0 {
+            Ok((reader, items)) => {
+                self.disk = Some(reader);
+                items
+            }
+            Err(error) => {
+                tracing::error!(%error, "a reader that lags cannot read the journal");
+                Vec::new()
+            }
+        };
+        let mut records = Vec::new();
+        let in_memory = self.tail.first_in_memory().unwrap_or(u64::MAX);
+        for item in items {
+            match item {
+                // Behind a hole that the journal has, memory may have what the journal has not.
+                Item::Record(record, _) if record.seq >= in_memory => self.disk = None,
+                Item::Record(record, _) => records.push(record),
+                Item::Gap(gap) => tracing::warn!(?gap, "a reader came to a gap in the journal"),
+            }
+        }
+        if records.is_empty() {
+            // Nothing of what lies behind us can be read: what is in memory is the next there is.
+            self.disk = None;
+            self.seq = self
+                .tail
+                .first_in_memory()
+                .map_or(self.seq, |first| first.saturating_sub(1))
+                .max(self.seq);
+        }
+        self.given(records)
+    }
+
+    fn given(&mut self, records: Vec<Arc<Record>>) -> Vec<Arc<Record>> {
+        // What was given before was handled.
+        self.pin.set(self.seq);
+        if let Some(last) = records.last() {
+            self.seq = last.seq;
+        }
+        records
+    }
+}

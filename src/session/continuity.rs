@@ -1,0 +1,334 @@
+//! PURE. Whether all that the engine said has come.
+//!
+//! An engine's PUB socket drops what is not taken from it in time (a stopped host, a disk that stalls for seconds), and
+//! says nothing of it. But kernels that are built on jupyter_client number all their messages: a msg_id is
+//! `<session>_<pid>_<number>` (jupyter_client/session.py, `Session.msg_id`). So a hole in the numbers is a loss, and
+//! this is how it becomes a gap that a reader is told of. Of engines with other ids nothing can be known.
+//!
+//! A hole is not a loss at once: what goes over another socket (replies), or was made before and sent after a message
+//! of another thread (ipykernel's display_data and its streams), comes a moment later.
+
+use std::collections::VecDeque;
+
+use crate::journal::record::Micros;
+
+/// A number that is still missing after this never comes.
+const GRACE: Micros = 1_000_000;
+
+/// Losses are told of together, and not more often than this.
+const TELL_EVERY: Micros = 10_000_000;
+
+/// Single numbers are no loss: ipykernel makes the message of a result before it knows whether there is one to show.
+const LOSS_MIN: u64 = 2;
+
+/// So many are no replies that are on their way over another socket: a loss at once, where what they belong to is over.
+const SURE_MIN: u64 = 8;
+
+/// Holes that may fill up yet. Of more, the oldest counts as lost at once.
+const HOLES_MAX: usize = 64;
+
+/// Replies that overtook iopub. Of more, the oldest are forgotten; each is a single number, and so no loss.
+const AHEAD_MAX: usize = 256;
+
+/// What never came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Loss {
+    /// How many messages.
+    pub messages: u64,
+    /// Wall time of the last message before them.
+    pub from: Micros,
+    /// And of the first one behind.
+    pub until: Micros,
+}
+
+/// The numbers of one engine's messages.
+#[derive(Debug, Default)]
+pub(super) struct Continuity {
+    /// All of a msg_id before the number.
+    prefix: String,
+    next: u64,
+    /// Wall time of the newest message.
+    last: Micros,
+    holes: VecDeque<Hole>,
+    /// Numbers of replies that came before iopub was so far.
+    ahead: VecDeque<u64>,
+    lost: Option<Loss>,
+    told: Option<Micros>,
+}
+
+/// Numbers `first..end` have not come.
+#[derive(Debug)]
+struct Hole {
+    first: u64,
+    end: u64,
+    from: Micros,
+    until: Micros,
+    /// On the clock that nobody sets.
+    since: Micros,
+}
+
+impl Continuity {
+    /// Takes in a message of the engine with this pid. `in_order`: it came on iopub, where a number that is left out
+    /// is a hole; `wall` and `awake`: the clocks.
+    pub fn see(&mut self, msg_id: &str, pid: u32, in_order: bool, wall: Micros, awake: Micros) {
+        let Some((prefix, number)) = numbered(msg_id, pid) else {
+            return;
+        };
+        if prefix != self.prefix {
+            if in_order {
+                // Another engine, or the first we hear: what was before nobody was there for.
+                prefix.clone_into(&mut self.prefix);
+                self.holes.clear();
+                self.ahead.clear();
+                (self.next, self.last) = (number + 1, wall);
+            }
+            return;
+        }
+        if number < self.next {
+            self.fill(number);
+        } else if in_order {
+            if number > self.next {
+                self.holes.push_back(Hole {
+                    first: self.next,
+                    end: number,
+                    from: self.last,
+                    until: wall,
+                    since: awake,
+                });
+            }
+            self.next = number + 1;
+            for reply in std::mem::take(&mut self.ahead) {
+                if reply < self.next {
+                    self.fill(reply);
+                } else {
+                    self.ahead.push_back(reply);
+                }
+            }
+        } else {
+            self.ahead.push_back(number);
+            if self.ahead.len() > AHEAD_MAX {
+                self.ahead.pop_front();
+            }
+            return;
+        }
+        self.last = wall;
+        if self.holes.len() > HOLES_MAX
+            && let Some(oldest) = self.holes.pop_front()
+        {
+            self.lose(&oldest);
+        }
+    }
+
+    fn fill(&mut self, number: u64) {
+        let Some(at) =
+            (self.holes.iter()).position(|hole| (hole.first..hole.end).contains(&number))
+        else {
+            return;
+        };
+        let hole = &mut self.holes[at];
+        if number == hole.first {
+            hole.first += 1;
+        } else if number + 1 == hole.end {
+            hole.end -= 1;
+        } else {
+            let behind = Hole {
+                first: number + 1,
+                ..*hole
+            };
+            hole.end = number;
+            self.holes.insert(at + 1, behind);
+        }
+        self.holes.retain(|hole| hole.first < hole.end);
+    }
+
+    fn lose(&mut self, hole: &Hole) {
+        let messages = hole.end - hole.first;
+        if messages < LOSS_MIN {
+            return;
+        }
+        let before = self.lost.unwrap_or(Loss {
+            messages: 0,
+            from: hole.from,
+            until: hole.until,
+        });
+        self.lost = Some(Loss {
+            messages: before.messages + messages,
+            from: before.from.min(hole.from),
+            until: before.until.max(hole.until),
+        });
+    }
+
+    /// When to ask for [`Self::loss`], on the awake clock.
+    pub fn due(&self) -> Option<Micros> {
+        let hole = self.holes.front().map(|hole| hole.since + GRACE);
+        let told = self.told.map_or(0, |told| told + TELL_EVERY);
+        match (&self.lost, hole) {
+            (Some(_), _) => Some(told),
+            (None, hole) => hole.map(|due| due.max(told)),
+        }
+    }
+
+    /// What is to be told of now. `over`: what they belong to is over, and this is the last chance to say so there.
+    pub fn loss(&mut self, awake: Micros, over: bool) -> Option<Loss> {
+        for hole in std::mem::take(&mut self.holes) {
+            let sure = over && hole.end - hole.first >= SURE_MIN;
+            if sure || hole.since + GRACE <= awake {
+                self.lose(&hole);
+            } else {
+                self.holes.push_back(hole);
+            }
+        }
+        if !over && self.told.is_some_and(|told| told + TELL_EVERY > awake) {
+            return None;
+        }
+        let lost = self.lost.take()?;
+        self.told = Some(awake);
+        Some(lost)
+    }
+}
+
+/// `<anything>_<pid>_<number>`: the part before the number, and the number.
+fn numbered(msg_id: &str, pid: u32) -> Option<(&str, u64)> {
+    let (prefix, number) = msg_id.rsplit_once('_')?;
+    let (_, its_pid) = prefix.rsplit_once('_')?;
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+    if !is_number(number) || its_pid.parse() != Ok(pid) {
+        return None;
+    }
+    Some((prefix, number.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const SECOND: Micros = 1_000_000;
+
+    fn see(continuity: &mut Continuity, number: u64, in_order: bool, time: Micros) {
+        continuity.see(&format!("s_1_7_{number}"), 7, in_order, time, time);
+    }
+
+    #[test]
+    fn a_hole_that_does_not_fill_up_is_a_loss() {
+        let mut numbers = Continuity::default();
+        see(&mut numbers, 5, true, 1);
+        see(&mut numbers, 6, true, 2);
+        see(&mut numbers, 100, true, 3);
+        assert_eq!(numbers.due(), Some(3 + GRACE));
+        assert_eq!(numbers.loss(GRACE, false), None);
+        let loss = Loss {
+            messages: 93,
+            from: 2,
+            until: 3,
+        };
+        assert_eq!(numbers.loss(3 + GRACE, false), Some(loss));
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+        assert_eq!(numbers.due(), None);
+    }
+
+    #[test]
+    fn replies_and_messages_of_other_threads_fill_it() {
+        let mut numbers = Continuity::default();
+        see(&mut numbers, 0, true, 1);
+        see(&mut numbers, 4, true, 2);
+        for (number, in_order) in [(2, true), (1, false), (3, true)] {
+            see(&mut numbers, number, in_order, 3);
+        }
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+        // A reply overtakes what was said before it.
+        see(&mut numbers, 7, false, 4);
+        see(&mut numbers, 8, true, 5);
+        see(&mut numbers, 5, true, 5);
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+    }
+
+    #[test]
+    fn a_single_one_is_no_loss_and_what_was_before_us_neither() {
+        let mut numbers = Continuity::default();
+        see(&mut numbers, 50, false, 1);
+        see(&mut numbers, 90, true, 1);
+        see(&mut numbers, 92, true, 2);
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+        // A new engine counts from 0, under another pid.
+        numbers.see("s_1_8_0", 8, true, 3, 3);
+        numbers.see("s_1_8_1", 8, true, 4, 4);
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+    }
+
+    #[test]
+    fn at_the_end_large_holes_count_and_small_ones_wait() {
+        let mut numbers = Continuity::default();
+        for number in [0, 3, 20] {
+            see(&mut numbers, number, true, 1);
+        }
+        assert_eq!(numbers.loss(1, true).map(|loss| loss.messages), Some(16));
+        see(&mut numbers, 1, false, 2);
+        assert_eq!(numbers.loss(9 * SECOND, true), None);
+    }
+
+    #[test]
+    fn losses_are_told_of_together() {
+        let mut numbers = Continuity::default();
+        for at in 0..5 {
+            see(&mut numbers, at * 10, true, at * SECOND);
+        }
+        let told = numbers.loss(4 * SECOND, false).map(|loss| loss.messages);
+        assert_eq!(told, Some(27));
+        see(&mut numbers, 60, true, 6 * SECOND);
+        assert_eq!(numbers.loss(8 * SECOND, false), None);
+        assert_eq!(numbers.due(), Some(14 * SECOND));
+        let told = numbers.loss(14 * SECOND, false).map(|loss| loss.messages);
+        assert_eq!(told, Some(9 + 19));
+    }
+
+    #[test]
+    fn other_ids_mean_nothing() {
+        for id in [
+            "",
+            "_",
+            "__",
+            "x_7_",
+            "x_7_+1",
+            "x_8_1",
+            "7_1",
+            "x_7_1_",
+            "é_7_99999999999999999999",
+        ] {
+            assert_eq!(numbered(id, 7), None, "{id:?}");
+        }
+        assert_eq!(numbered("a_b_7_12", 7), Some(("a_b_7", 12)));
+    }
+
+    proptest! {
+        /// Against a set of all numbers.
+        #[test]
+        fn what_is_lost_is_what_never_came(kept in prop::collection::vec(any::<bool>(), 2..60), swaps in prop::collection::vec(0usize..60, 0..20)) {
+            let mut order: Vec<u64> = (0..kept.len() as u64).filter(|n| *n == 0 || kept[*n as usize]).collect();
+            // The first one is where we begin to listen.
+            for at in swaps {
+                if at > 0 && at + 1 < order.len() {
+                    order.swap(at, at + 1);
+                }
+            }
+            let mut numbers = Continuity::default();
+            for number in &order {
+                see(&mut numbers, *number, true, 5);
+            }
+            let last = order.iter().max().copied().unwrap_or(0);
+            let mut expected = 0;
+            let mut run = 0;
+            for number in 0..=last {
+                if order.contains(&number) {
+                    expected += if run >= LOSS_MIN { run } else { 0 };
+                    run = 0;
+                } else {
+                    run += 1;
+                }
+            }
+            let loss = numbers.loss(10 * SECOND, false).map_or(0, |loss| loss.messages);
+            prop_assert_eq!(loss, expected);
+        }
+    }
+}

@@ -1,0 +1,35 @@
+"""Covers "bounded": memory through floods, and what 1,000 attachments leave behind. `make faults` has the full sizes."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from sandbox import Sandbox
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "faults"))
+
+import bounds
+
+
+@pytest.mark.timeout(300)
+def test_memory_is_bounded_through_a_flood(sandbox: Sandbox) -> None:
+    """300 MB of output with a stalled, a slow and a fast reader at once: many times what may be in memory."""
+    flood = bounds.flood(sandbox, megabytes=300)
+    assert flood.fast_got_all and flood.stalled_got_all
+    assert flood.peak_bytes < bounds.MEMORY_BYTES_MAX, flood
+
+
+@pytest.mark.timeout(300)
+def test_attaching_leaves_nothing_behind(sandbox: Sandbox) -> None:
+    counts = bounds.attach_and_leave(sandbox, rounds=60)
+    assert counts.after == counts.before, counts
+
+
+@pytest.mark.timeout(300)
+def test_a_flood_of_requests_to_a_busy_engine_is_bounded(sandbox: Sandbox) -> None:
+    """A busy engine takes nothing in: what a frontend goes on asking must not fill the host's memory."""
+    flooded = bounds.ask_a_busy_engine(sandbox, megabytes=200)
+    assert flooded.peak_bytes < bounds.MEMORY_BYTES_MAX, flooded
+    assert flooded.answered == flooded.asked, flooded

@@ -1,0 +1,254 @@
+"""What must not grow: memory, descriptors, threads. Sizes are arguments: small in `make test`, full in `make faults`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from sandbox import START_SECONDS, Launcher, Sandbox, wait_until
+from wire import Client
+
+# Launcher and host together, beside a small multiple of the largest single message.
+MEMORY_BYTES_MAX = 64_000_000
+
+# How often memory is looked at.
+SAMPLE_SECONDS = 0.02
+
+
+def resident_bytes(pid: int) -> int:
+    """What the process has of its own: files that it has mapped (its program) count for nobody."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+class Peak:
+    """The most memory that some processes had together, while the block ran."""
+
+    def __init__(self, pids: list[int]):
+        self.pids, self.bytes = pids, 0
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def _look(self) -> None:
+        while not self._done.wait(SAMPLE_SECONDS):
+            self.bytes = max(self.bytes, sum(map(resident_bytes, self.pids)))
+
+    def __enter__(self) -> Peak:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@dataclass
+class Flood:
+    megabytes: int
+    seconds: float
+    peak_bytes: int
+    fast_got_all: bool
+    stalled_got_all: bool
+
+
+class Reader:
+    """A subscriber in a process of its own, so that the others' speed is not its own. `pace`: seconds between looks."""
+
+    def __init__(self, launcher: Launcher, pace: float):
+        reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid == 0:
+            status = 1
+            try:
+                os.close(reader)
+                status = self._read(launcher, pace, writer)
+            finally:
+                os._exit(status)
+        os.close(writer)
+        self.pipe = reader
+        assert os.read(reader, 1) == b"r"
+
+    @staticmethod
+    def _read(launcher: Launcher, pace: float, writer: int) -> int:
+        # One message at a time is taken, so that the rest waits in the launcher and not in here.
+        client = Client(launcher.connection, receive_high_water=1)
+        client.wait_for(lambda m: m.type == "iopub_welcome", "welcome")
+        os.write(writer, b"r")
+        seen = 0
+        while True:
+            client.pump(600)
+            for message in client.messages:
+                if message.type == "display_data" and "n" in message.content["metadata"]:
+                    if message.content["metadata"]["n"] != seen:
+                        return 1
+                    seen += 1
+                if message.type == "stream" and f"printed {seen}." in message.content["text"]:
+                    return 0
+            client.messages.clear()
+            time.sleep(pace)
+
+    def stop(self, signum: int) -> None:
+        os.kill(self.pid, signum)
+
+    def got_all(self) -> bool:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.pipe)
+        self.pid = 0
+        return status == 0
+
+    def end(self) -> None:
+        if self.pid:
+            os.kill(self.pid, 9)
+            os.waitpid(self.pid, 0)
+            os.close(self.pipe)
+
+
+FLOOD = """
+from IPython.display import publish_display_data
+for n in range({count}):
+    publish_display_data({{'text/plain': 'x' * {size}}}, metadata={{'n': n}})
+print('printed {count}.')
+"""
+
+
+def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
+    """That much output, with one subscriber that reads it, one that reads slowly, and one that stands still."""
+    from signal import SIGCONT, SIGSTOP
+
+    launcher = sandbox.launch()
+    client = launcher.client()
+    client.run("1")
+    host = sandbox.session()["host_pid"]
+    count = megabytes * 1_000_000 // size
+    readers = [Reader(launcher, 0.0), Reader(launcher, 0.01), Reader(launcher, 0.0)]
+    fast, _, stalled = readers
+    try:
+        stalled.stop(SIGSTOP)
+        began = time.monotonic()
+        with Peak([launcher.pid, host]) as peak:
+            running = client.send(
+                "shell", "execute_request", {"code": FLOOD.format(count=count, size=size), "silent": False}
+            )
+            # Its own subscription is one more reader, and takes everything: nothing of it is kept here.
+            while not any(m.channel == "shell" and m.parent_id == running for m in client.messages):
+                client.messages.clear()
+                client.pump(60)
+            fast_got_all = fast.got_all()
+        seconds = time.monotonic() - began
+        stalled.stop(SIGCONT)
+        stalled_got_all = stalled.got_all()
+    finally:
+        for reader in readers:
+            reader.end()
+    return Flood(megabytes, seconds, peak.bytes, fast_got_all, stalled_got_all)
+
+
+@dataclass
+class Counts:
+    rounds: int
+    before: dict[str, int]
+    after: dict[str, int]
+
+
+def counts(pids: dict[str, int]) -> dict[str, int]:
+    found = {}
+    for name, pid in pids.items():
+        found[f"{name}'s descriptors"] = len(os.listdir(f"/proc/{pid}/fd"))
+        found[f"{name}'s threads"] = len(os.listdir(f"/proc/{pid}/task"))
+    return found
+
+
+def attach_and_leave(sandbox: Sandbox, rounds: int) -> Counts:
+    """That many frontends that come, attach to a past execution, and go; every tenth is a command line."""
+    launcher = sandbox.launch()
+    client = launcher.client()
+    client.run("for n in range(100): print(n, flush=True)")
+    session = sandbox.session()
+    pids = {"launcher": launcher.pid, "host": session["host_pid"], "keeper": sandbox.keeper_pid(session)}
+
+    def come_and_go(turn: int) -> None:
+        if turn % 10 == 9:
+            assert sandbox.cli("attach", session["id"], check=True)[1].startswith("0\n1\n")
+            return
+        passing = Client(launcher.connection)
+        try:
+            passing.wait_ready(START_SECONDS)
+            assert passing.run("%farside attach 1").text.startswith("0\n1\n")
+        finally:
+            passing.close()
+
+    # What comes once and stays (a thread that reads files) is there after the first ones.
+    for turn in range(12):
+        come_and_go(turn)
+    before = _settled(pids)
+    for turn in range(rounds):
+        come_and_go(turn)
+    after = before
+
+    def is_back() -> bool:
+        nonlocal after
+        after = counts(pids)
+        return after == before
+
+    with suppress(AssertionError):
+        wait_until(is_back, "descriptors and threads to be given back", 30)
+    return Counts(rounds, before, after)
+
+
+def _settled(pids: dict[str, int]) -> dict[str, int]:
+    """Counts that have not changed for a while: idle threads end after some seconds, connections sooner."""
+    last, since = counts(pids), time.monotonic()
+
+    def is_still() -> bool:
+        nonlocal last, since
+        now = counts(pids)
+        if now != last:
+            last, since = now, time.monotonic()
+        return time.monotonic() - since > 12
+
+    wait_until(is_still, "descriptors and threads to settle", 60)
+    return last
+
+
+@dataclass
+class Asked:
+    megabytes: int
+    peak_bytes: int
+    asked: int
+    answered: int
+
+
+def ask_a_busy_engine(sandbox: Sandbox, megabytes: int, size: int = 1_000_000) -> Asked:
+    """Questions of that many bytes to an engine that does not come to them, which it then answers."""
+    launcher = sandbox.launch()
+    client = launcher.client()
+    client.run("1")
+    host = sandbox.session()["host_pid"]
+    gate = sandbox.work / "gate"
+    running = client.execute(f"import os, time\nprint('in', flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    client.wait_text(running, "in\n")
+    with Peak([launcher.pid, host]) as peak:
+        asked = []
+        for _ in range(megabytes * 1_000_000 // size):
+            asked.append(client.send("shell", "is_complete_request", {"code": "x" * size}))
+            client.pump(0)
+        # All of it is in the journal, and so in the host, when what was asked last is.
+        last = client.send("shell", "kernel_info_request")
+        client.reply(last, seconds=120)
+        gate.touch()
+        client.reply(running, seconds=60)
+        wanted = set(asked)
+        deadline = time.monotonic() + 240
+        answered: set[str] = set()
+        while len(answered) < len(wanted) and time.monotonic() < deadline:
+            client.pump(0.5)
+            answered |= {m.parent_id for m in client.messages if m.channel == "shell" and m.parent_id in wanted}
+            client.messages.clear()
+    return Asked(megabytes, peak.bytes, len(wanted), len(answered))

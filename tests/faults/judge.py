@@ -1,0 +1,108 @@
+"""What a round must have left: nothing that was shown is missing in the journal, and what is missing there is said."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+
+from cell import Sight, tokens
+from disk import IOPUB, NOTE, REQUEST, Missing, Record
+
+# A copy that an attachment got of a record: `<request>_<seq>_<part>`.
+COPY = re.compile(r"^[0-9a-f]{32}_(\d+)_\d+$")
+
+
+@dataclass
+class Kept:
+    """What the journal has of one execution."""
+
+    n: int = 0
+    # Numbers of outputs with their times, and `None` where a reader sees that something is missing, in order.
+    order: list[tuple[int, int] | None] = field(default_factory=list)
+    # Times that gap notes speak of.
+    gaps: list[tuple[int, int]] = field(default_factory=list)
+    ids: set[str] = field(default_factory=set)
+    seqs: set[int] = field(default_factory=set)
+    states: list[str] = field(default_factory=list)
+    marks: list[str] = field(default_factory=list)
+
+    def take(self, entry: Record | Missing, msg_id: str) -> None:
+        if isinstance(entry, Missing):
+            self.marks.append(entry.why)
+            self.order.append(None)
+            return
+        self.seqs.add(entry.seq)
+        if entry.kind == NOTE:
+            note = entry.note
+            if note.get("note") == "gap":
+                self.marks.append(note["why"])
+                self.gaps.append((note["from"], note["until"]))
+            if note.get("note") == "execution" and note["msg_id"] == msg_id:
+                self.states.append(note["state"])
+            return
+        header = entry.header
+        self.ids.add(header["msg_id"])
+        if entry.kind == REQUEST and header["msg_id"] == msg_id:
+            self.n = entry.execution
+        if entry.kind == IOPUB and entry.execution == self.n != 0 and header["msg_type"] in ("stream", "display_data"):
+            self.order += [(one, entry.time) for one in tokens(entry.content)]
+
+    @property
+    def last(self) -> int:
+        """The last output that is there."""
+        return next((one[0] for one in reversed(self.order) if one), -1)
+
+    @property
+    def end(self) -> str | None:
+        final = [s for s in self.states if s not in ("queued", "running", "waiting_input")]
+        return final[-1] if final else None
+
+    def missing(self, printed: int | None) -> tuple[list[range], list[range]]:
+        """Outputs that are not there: those beside a mark, and those of which nothing is said. `printed`: how many
+        there were, where that is known; else those up to the last one count."""
+        said: list[range] = []
+        silent: list[range] = []
+        last, since, marked = -1, 0, False
+
+        def look(until: int, until_time: int) -> None:
+            if until > last + 1:
+                is_said = marked or any(a <= until_time and b >= since for a, b in self.gaps)
+                (said if is_said else silent).append(range(last + 1, until))
+
+        for one in self.order:
+            if one is None:
+                marked = True
+                continue
+            number, time = one
+            look(number, time)
+            if number > last:
+                last, since, marked = number, time, False
+        if printed is not None:
+            look(printed, 1 << 63)
+        return said, silent
+
+    def disorder(self) -> list[str]:
+        """Outputs that are there twice, or before an earlier one."""
+        numbers = [one[0] for one in self.order if one]
+        return [f"{b} after {a}" for a, b in zip(numbers, numbers[1:], strict=False) if b <= a]
+
+
+def unkept(sight: Sight, kept: Kept) -> list[str]:
+    """Ids of messages that a frontend saw and the journal does not have."""
+    found = []
+    for msg_id in sight.ids:
+        copy = COPY.match(msg_id)
+        if msg_id not in kept.ids and not (copy and int(copy[1]) in kept.seqs):
+            found.append(msg_id)
+    return found
+
+
+def seen_wrongly(sight: Sight, attached: bool) -> list[str]:
+    """What no frontend should see, whatever happens: an output twice, or out of order."""
+    wrong = [f"message {msg_id} came {count} times" for msg_id, count in sight.ids.items() if count > 1]
+    if not attached:
+        pairs = zip(sight.tokens, sight.tokens[1:], strict=False)
+        wrong += [f"output {b} was shown after {a}" for a, b in pairs if b <= a]
+    return wrong[:3]
+
+
