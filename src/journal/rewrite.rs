@@ -2,7 +2,7 @@
 //! (host/compaction.rs).
 //!
 //! Invariants: the new segment has the number and the first seq of the first one it replaces, and its records ascend as
-//! theirs did; what was taken out is said by [`Note::Compacted`]. It appears under that name whole, by a rename. Should
+//! theirs did; what was taken out is said by a note ([`super::record::Note::Compacted`]). It appears under that name whole, by a rename. Should
 //! the process die before the others are removed, their records have numbers that were passed already, and every reader
 //! skips them. The journal's last segment is never touched, and only the process that appends rewrites.
 
