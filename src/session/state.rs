@@ -620,6 +620,7 @@ impl State {
             | Note::Usage { .. }
             | Note::Health { .. }
             | Note::NotifyOf { .. }
+            | Note::Compacted { .. }
             | Note::Unknown => {}
         }
     }
