@@ -10,6 +10,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::journal::record::Micros;
 
 /// A number that is still missing after this never comes.
@@ -41,12 +43,36 @@ pub(super) struct Loss {
     pub until: Micros,
 }
 
+/// The last message of the engine's iopub that is in the journal: where the next host's account begins.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    prefix: String,
+    number: u64,
+}
+
+impl Said {
+    /// Takes in a message of the engine with this pid, if it is one.
+    pub fn take(&mut self, msg_id: &str, pid: u32) {
+        let Some((prefix, number)) = numbered(msg_id, pid) else {
+            return;
+        };
+        if prefix != self.prefix {
+            prefix.clone_into(&mut self.prefix);
+            self.number = 0;
+        }
+        // Those of different threads may come in another order.
+        self.number = self.number.max(number);
+    }
+}
+
 /// The numbers of one engine's messages.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     /// All of a msg_id before the number.
     prefix: String,
     next: u64,
+    /// Where the last host's account ended. It has heard more than the journal has: answers to its own questions.
+    taken_over_at: Option<u64>,
     /// Wall time of the newest message.
     last: Micros,
     holes: VecDeque<Hole>,
@@ -68,6 +94,20 @@ struct Hole {
 }
 
 impl Continuity {
+    /// Goes on where the last host's journal ends.
+    pub fn after(said: &Said, time: Micros) -> Self {
+        if said.prefix.is_empty() {
+            return Self::default();
+        }
+        Self {
+            prefix: said.prefix.clone(),
+            next: said.number + 1,
+            taken_over_at: Some(said.number + 1),
+            last: time,
+            ..Self::default()
+        }
+    }
+
     /// Takes in a message of the engine with this pid. `in_order`: it came on iopub, where a number that is left out
     /// is a hole; `wall` and `awake`: the clocks.
     pub fn see(&mut self, msg_id: &str, pid: u32, in_order: bool, wall: Micros, awake: Micros) {
@@ -87,7 +127,9 @@ impl Continuity {
         if number < self.next {
             self.fill(number);
         } else if in_order {
-            if number > self.next {
+            let of_last_host =
+                self.taken_over_at.take() == Some(self.next) && number - self.next < SURE_MIN;
+            if number > self.next && !of_last_host {
                 self.holes.push_back(Hole {
                     first: self.next,
                     end: number,
@@ -266,6 +308,22 @@ mod tests {
         assert_eq!(numbers.loss(1, true).map(|loss| loss.messages), Some(16));
         see(&mut numbers, 1, false, 2);
         assert_eq!(numbers.loss(9 * SECOND, true), None);
+    }
+
+    #[test]
+    fn the_next_host_goes_on_with_the_account() {
+        let mut said = Said::default();
+        said.take("s_1_7_41", 7);
+        said.take("farside-9", 7);
+        for (first, lost) in [(42, None), (45, None), (60, Some(18))] {
+            let mut numbers = Continuity::after(&said, 1);
+            see(&mut numbers, first, true, 5);
+            let loss = numbers.loss(9 * SECOND, false);
+            assert_eq!(loss.map(|loss| loss.messages), lost, "{first}");
+        }
+        let mut numbers = Continuity::after(&Said::default(), 1);
+        see(&mut numbers, 99, true, 5);
+        assert_eq!(numbers.loss(9 * SECOND, false), None);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::continuity::Said;
 use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
@@ -90,6 +91,9 @@ pub struct State {
     /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
     #[serde(default)]
     pub heard: BTreeMap<Channel, u32>,
+    /// How far its iopub is in the journal.
+    #[serde(default)]
+    pub said: Said,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -486,6 +490,9 @@ impl State {
         message: &Message,
     ) {
         let Ok(header) = message.header() else { return };
+        if let (None, Some(pid)) = (client, self.engine_pid) {
+            self.said.take(&header.msg_id, pid);
+        }
         match header.msg_type.as_ref() {
             "status" => match (self.live.get_mut(&n), is_idle(&message.content)) {
                 (Some(execution), idle) => {
