@@ -43,25 +43,47 @@ pub(super) struct Loss {
     pub until: Micros,
 }
 
-/// The last message of the engine's iopub that is in the journal: where the next host's account begins.
+/// How far the engine's iopub is in the journal, and what is missing there that nobody was told of yet: where the next
+/// host's account begins. The journal does not have what answered farside's own questions, so small holes are none.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Said {
     prefix: String,
     number: u64,
+    time: Micros,
+    holes: VecDeque<Hole>,
 }
 
 impl Said {
     /// Takes in a message of the engine with this pid, if it is one.
-    pub fn take(&mut self, msg_id: &str, pid: u32) {
+    pub fn take(&mut self, msg_id: &str, pid: u32, time: Micros) {
         let Some((prefix, number)) = numbered(msg_id, pid) else {
             return;
         };
         if prefix != self.prefix {
             prefix.clone_into(&mut self.prefix);
-            self.number = 0;
+            self.holes.clear();
+        } else if number <= self.number {
+            // Those of different threads may come in another order.
+            fill(&mut self.holes, number);
+            return;
+        } else if number - self.number > SURE_MIN {
+            self.holes.push_back(Hole {
+                first: self.number + 1,
+                end: number,
+                from: self.time,
+                until: time,
+                since: Micros::MAX,
+            });
+            if self.holes.len() > HOLES_MAX {
+                self.holes.pop_front();
+            }
         }
-        // Those of different threads may come in another order.
-        self.number = self.number.max(number);
+        (self.number, self.time) = (number, time);
+    }
+
+    /// Readers were told of what is missing up to this time.
+    pub fn told(&mut self, until: Micros) {
+        self.holes.retain(|hole| hole.until > until);
     }
 }
 
@@ -83,14 +105,37 @@ pub(super) struct Continuity {
 }
 
 /// Numbers `first..end` have not come.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Hole {
     first: u64,
     end: u64,
     from: Micros,
     until: Micros,
-    /// On the clock that nobody sets.
+    /// On the clock that nobody sets. [`Micros::MAX`]: the last host noticed it, and this one has heard nothing yet.
     since: Micros,
+}
+
+fn fill(holes: &mut VecDeque<Hole>, number: u64) {
+    let Some(at) = holes
+        .iter()
+        .position(|hole| (hole.first..hole.end).contains(&number))
+    else {
+        return;
+    };
+    let hole = &mut holes[at];
+    if number == hole.first {
+        hole.first += 1;
+    } else if number + 1 == hole.end {
+        hole.end -= 1;
+    } else {
+        let behind = Hole {
+            first: number + 1,
+            ..*hole
+        };
+        hole.end = number;
+        holes.insert(at + 1, behind);
+    }
+    holes.retain(|hole| hole.first < hole.end);
 }
 
 impl Continuity {
@@ -103,6 +148,7 @@ impl Continuity {
             prefix: said.prefix.clone(),
             next: said.number + 1,
             taken_over_at: Some(said.number + 1),
+            holes: said.holes.clone(),
             last: time,
             ..Self::default()
         }
@@ -124,8 +170,11 @@ impl Continuity {
             }
             return;
         }
+        for hole in &mut self.holes {
+            hole.since = hole.since.min(awake);
+        }
         if number < self.next {
-            self.fill(number);
+            fill(&mut self.holes, number);
         } else if in_order {
             let of_last_host =
                 self.taken_over_at.take() == Some(self.next) && number - self.next < SURE_MIN;
@@ -141,7 +190,7 @@ impl Continuity {
             self.next = number + 1;
             for reply in std::mem::take(&mut self.ahead) {
                 if reply < self.next {
-                    self.fill(reply);
+                    fill(&mut self.holes, reply);
                 } else {
                     self.ahead.push_back(reply);
                 }
@@ -159,28 +208,6 @@ impl Continuity {
         {
             self.lose(&oldest);
         }
-    }
-
-    fn fill(&mut self, number: u64) {
-        let Some(at) =
-            (self.holes.iter()).position(|hole| (hole.first..hole.end).contains(&number))
-        else {
-            return;
-        };
-        let hole = &mut self.holes[at];
-        if number == hole.first {
-            hole.first += 1;
-        } else if number + 1 == hole.end {
-            hole.end -= 1;
-        } else {
-            let behind = Hole {
-                first: number + 1,
-                ..*hole
-            };
-            hole.end = number;
-            self.holes.insert(at + 1, behind);
-        }
-        self.holes.retain(|hole| hole.first < hole.end);
     }
 
     fn lose(&mut self, hole: &Hole) {
@@ -202,7 +229,10 @@ impl Continuity {
 
     /// When to ask for [`Self::loss`], on the awake clock.
     pub fn due(&self) -> Option<Micros> {
-        let hole = self.holes.front().map(|hole| hole.since + GRACE);
+        let hole = self
+            .holes
+            .front()
+            .map(|hole| hole.since.saturating_add(GRACE));
         let told = self.told.map_or(0, |told| told + TELL_EVERY);
         match (&self.lost, hole) {
             (Some(_), _) => Some(told),
@@ -214,7 +244,7 @@ impl Continuity {
     pub fn loss(&mut self, awake: Micros, over: bool) -> Option<Loss> {
         for hole in std::mem::take(&mut self.holes) {
             let sure = over && hole.end - hole.first >= SURE_MIN;
-            if sure || hole.since + GRACE <= awake {
+            if sure || hole.since.saturating_add(GRACE) <= awake {
                 self.lose(&hole);
             } else {
                 self.holes.push_back(hole);
@@ -313,14 +343,25 @@ mod tests {
     #[test]
     fn the_next_host_goes_on_with_the_account() {
         let mut said = Said::default();
-        said.take("s_1_7_41", 7);
-        said.take("farside-9", 7);
+        said.take("s_1_7_41", 7, 1);
+        said.take("farside-9", 7, 1);
         for (first, lost) in [(42, None), (45, None), (60, Some(18))] {
             let mut numbers = Continuity::after(&said, 1);
             see(&mut numbers, first, true, 5);
             let loss = numbers.loss(9 * SECOND, false);
             assert_eq!(loss.map(|loss| loss.messages), lost, "{first}");
         }
+        // What it had noticed and not told.
+        said.take("s_1_7_80", 7, 2);
+        said.take("s_1_7_50", 7, 2);
+        let mut numbers = Continuity::after(&said, 2);
+        assert_eq!(numbers.loss(9 * SECOND, false), None, "it may come");
+        assert_eq!(
+            numbers.loss(9 * SECOND, true).map(|loss| loss.messages),
+            Some(37)
+        );
+        said.told(2);
+        assert_eq!(Continuity::after(&said, 2).loss(9 * SECOND, true), None);
         let mut numbers = Continuity::after(&Said::default(), 1);
         see(&mut numbers, 99, true, 5);
         assert_eq!(numbers.loss(9 * SECOND, false), None);

@@ -491,7 +491,7 @@ impl State {
     ) {
         let Ok(header) = message.header() else { return };
         if let (None, Some(pid)) = (client, self.engine_pid) {
-            self.said.take(&header.msg_id, pid);
+            self.said.take(&header.msg_id, pid, time);
         }
         match header.msg_type.as_ref() {
             "status" => match (self.live.get_mut(&n), is_idle(&message.content)) {
@@ -583,6 +583,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Gap { until, .. } => self.said.told(*until),
             Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
@@ -616,7 +617,6 @@ impl State {
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. } => self.lifetime.begin(time),
             Note::HostStarted { .. }
-            | Note::Gap { .. }
             | Note::Checkpoint { .. }
             | Note::Clock { .. }
             | Note::Set { .. }
