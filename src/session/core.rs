@@ -363,9 +363,10 @@ impl Core {
     }
 
     /// Whether the engine was asked for a sign of life and none came yet; `EngineConnected` is to be said again after
-    /// a while, for the first answer may have come before our subscription.
+    /// a while, for the first answer may have come before our subscription. Or it was not asked yet: an engine that
+    /// binds its sockets within a millisecond is connected before its keeper's word that it was started has come.
     pub fn awaits_engine(&self) -> bool {
-        self.engine == Engine::Probing || self.adopted.is_some()
+        matches!(self.engine, Engine::Starting | Engine::Probing) || self.adopted.is_some()
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {
