@@ -311,7 +311,7 @@ mod tests {
         let mut writer = LinkWriter::new(writer);
         let writing = write(&mut writer, admission);
         let conversation = async {
-            let mut appending = pin!(log.append_large(Arc::new(large())));
+            let mut appending = pin!(log.append_apart(vec![Arc::new(large())]));
             // It has begun; that it is over is only seen when it is looked at again.
             let begun = std::future::poll_fn(|context| {
                 Poll::Ready(appending.as_mut().poll(context).is_pending())

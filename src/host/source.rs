@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::log::Tail;
+use super::log::{Pin, Tail};
 use crate::journal::record::Record;
 use crate::journal::{Item, Reader};
 
@@ -17,6 +17,8 @@ pub(super) struct Source {
     /// The last record that was given, or passed over.
     seq: u64,
     disk: Option<Reader>,
+    /// What is behind the place is not compacted away.
+    pin: Pin,
 }
 
 /// What was read of the files, as it was read.
@@ -26,6 +28,7 @@ impl Source {
     /// What lies behind record `seq`.
     pub fn new(tail: Tail, seq: u64) -> Self {
         Self {
+            pin: tail.pin(seq),
             tail,
             seq,
             disk: None,
@@ -111,6 +114,8 @@ impl Source {
     }
 
     fn given(&mut self, records: Vec<Arc<Record>>) -> Vec<Arc<Record>> {
+        // What was given before was handled.
+        self.pin.set(self.seq);
         if let Some(last) = records.last() {
             self.seq = last.seq;
         }

@@ -627,6 +627,7 @@ impl State {
             | Note::Usage { .. }
             | Note::Health { .. }
             | Note::NotifyOf { .. }
+            | Note::Compacted { .. }
             | Note::Unknown => {}
         }
     }
