@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,12 +33,9 @@ def cpu_seconds(pid: int) -> float:
 
 
 def precise_cpu_seconds(pid: int) -> float:
-    """To the nanosecond, of all threads that live: for processes that do almost nothing."""
-    total = 0
-    for thread in os.listdir(f"/proc/{pid}/task"):
-        with suppress(OSError):
-            total += int(Path(f"/proc/{pid}/task/{thread}/schedstat").read_text().split()[0])
-    return total / 1e9
+    """To the nanosecond, of threads that are gone too: for processes that do almost nothing."""
+    # clock_getcpuclockid(3): the scheduler's clock of a process.
+    return time.clock_gettime((~pid << 3) | 2)
 
 
 @dataclass

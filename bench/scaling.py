@@ -125,7 +125,8 @@ def by_journal(bed: Bed) -> tuple[str, list[str], list[list[str]]]:
             seconds, launcher = first_answer(bed, FARSIDE_SCRIPTED, jupyter_session=key)
             back.append(seconds)
         frontend = Frontend(bed, launcher)
-        size = sum(file.stat().st_size for file in bed.sandbox.state.rglob("journal-*.seg"))
+        segments = (bed.sandbox.state / session / "journal").glob("journal-*.seg")
+        size = sum(segment.stat().st_size for segment in segments)
         lines.append([
             f"{total:,}", f"{size / 1e6:,.0f}", number(statistics.median(passes) * 1e3), number(statistics.median(old) * 1e3),
             number(listed_s * 1e3), number(statistics.median(back) * 1e3),

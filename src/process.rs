@@ -7,6 +7,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::Duration;
@@ -42,6 +43,19 @@ pub fn poll(entries: &mut [libc::pollfd], limit: Option<Duration>) -> io::Result
             }
             error => Err(error),
         },
+    }
+}
+
+/// Whether we may execute this file.
+pub fn check_executable(path: &Path) -> io::Result<()> {
+    let text = std::ffi::CString::new(path.as_os_str().as_bytes())?;
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    // SAFETY: a string that ends in NUL.
+    match unsafe { libc::access(text.as_ptr(), libc::X_OK) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

@@ -34,6 +34,7 @@ mod terminal;
 #[cfg(test)]
 mod tests;
 mod top;
+mod upgrade_host;
 
 use std::io;
 use std::process::ExitCode;
@@ -99,6 +100,7 @@ pub enum Command {
     Connect(connect::Args),
     Metrics(metrics::Args),
     Prune(prune::Args),
+    UpgradeHost(upgrade_host::Args),
     Config(config::Args),
     Completions(completions::Args),
     #[command(hide = true)]
@@ -186,6 +188,7 @@ fn run(command: Command, out: &mut Output) -> anyhow::Result<Exit> {
         Command::Connect(args) => connect::run(&args, out),
         Command::Metrics(args) => metrics::run(&args, out),
         Command::Prune(args) => prune::run(&args, out),
+        Command::UpgradeHost(args) => upgrade_host::run(&args, out),
         Command::Config(args) => config::run(&args, out),
         Command::Completions(args) => completions::run(&args, out),
         Command::Launch(args) => launch::run(&args, out),

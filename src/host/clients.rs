@@ -10,7 +10,9 @@ use super::cursor::Cursor;
 use super::driver::Input;
 use super::inbox::Inbox;
 use crate::journal::record::{Body, ClientId};
-use crate::link::{Frame, Hello, LinkReader, LinkWriter, Refusal, VERSION, Welcome};
+use crate::link::{
+    Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, VERSION, Welcome,
+};
 use crate::process;
 
 /// How long a client may take to say who it is.
@@ -86,7 +88,7 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
             return;
         }
     };
-    if hello.version != VERSION {
+    if !(OLDEST_VERSION..=VERSION).contains(&hello.version) {
         let _ = writer
             .send(&Frame::Refused(Refusal::Version { host: VERSION }))
             .await;

@@ -152,11 +152,15 @@ impl Digests {
 
     /// What a replay that the record `seq` asks for consists of.
     pub async fn outputs(&self, seq: u64, replay: &Replay) -> Outputs {
-        if replay.extent.is_none() && replay.session.is_empty() {
+        if replay.session.is_empty() {
+            // The thread may just be coming to what is asked for: to the attachment, or to the execution's end.
+            let seq = replay.extent.map_or(seq, |extent| extent.last_seq);
             self.wake();
-            // An error: the thread is gone, and will not come to it.
+            // An error: it is gone, and will not come to it.
             let _ = self.0.done.clone().wait_for(|done| *done >= seq).await;
-            if let Some(outputs) = self.0.ready(seq) {
+            if replay.extent.is_none()
+                && let Some(outputs) = self.0.ready(seq)
+            {
                 return outputs;
             }
         }

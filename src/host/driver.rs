@@ -32,7 +32,7 @@ use crate::config::Durability;
 use crate::journal::record::{ClientId, Micros};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
-use crate::link::{Frame, Refusal, VERSION, Welcome};
+use crate::link::{Frame, Refusal, Welcome};
 use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event, Gap};
@@ -66,6 +66,9 @@ const SHOW_EVERY: Duration = Duration::from_millis(5);
 
 /// How long a client whose link broke may take to come back before it counts as gone; its process lives.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a host that is to be replaced looks whether it can go.
+const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(5);
 
 /// How long the clients' last frames may take when the session has ended.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -161,7 +164,33 @@ struct Driver {
     accepting: Accepting,
     /// The session's folder was deleted: it ends when the last client has left.
     homeless: bool,
+    /// Another program is to go on with the session.
+    replacement: Replacement,
     over: bool,
+}
+
+/// How far a host has come on the way to the next one ([`Effect::ReplaceHost`]).
+#[derive(Debug, PartialEq, Eq)]
+enum Replacement {
+    None,
+    /// The keeper was asked to start it, for this command.
+    Asked(u64),
+    /// The keeper will start it as soon as we end. That is when who asked for it has heard so, and all is out that is
+    /// in memory only; looked at every [`LEAVE_LOOK_EVERY`].
+    Next {
+        asked: Option<StreamId>,
+        /// Who asked has had its time.
+        at_last: Instant,
+    },
+}
+
+/// How a host has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// With its session.
+    Ended,
+    /// For the next one.
+    Replaced,
 }
 
 /// The link's socket, and the task that accepts there.
@@ -171,12 +200,12 @@ struct Accepting {
     task: tokio::task::JoinHandle<()>,
 }
 
-/// Runs the session until it ends.
+/// Runs the session until it ends, or another host is to go on with it.
 pub(super) async fn run(
     session: Session,
     lock: HostLock,
     args: HostArgs,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<Over, Box<dyn std::error::Error>> {
     let settings = crate::config::Flags::from_pairs(&session.json.settings);
     let loaded = crate::config::Config::load_for_host(&settings)?;
     for warning in &loaded.warnings {
@@ -274,6 +303,7 @@ pub(super) async fn run(
             task: tokio::task::spawn_local(async {}),
         },
         homeless: false,
+        replacement: Replacement::None,
         over: false,
     };
     // As late as can be: until then the keeper reads them.
@@ -286,10 +316,14 @@ pub(super) async fn run(
     let ground = Ground::watch(&driver.session.dir, driver.inbox.clone());
     let result = driver.turns(&mut receiver).await;
     drop(ground);
+    if let Replacement::Next { .. } = driver.replacement {
+        driver.leave();
+        return result.map(|()| Over::Replaced);
+    }
     let notifier = driver.close().await;
     drop(receiver);
     notifier.finish().await;
-    result
+    result.map(|()| Over::Ended)
 }
 
 /// The link's socket, ours alone from its first moment on: its folder is 0700.
@@ -454,6 +488,9 @@ impl Driver {
             self.commit();
             // Only now is it where a host that comes after us finds it.
             self.kept.drain(..).for_each(Kept::consume);
+            if self.may_leave() {
+                return Ok(());
+            }
             self.show_status();
             self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
@@ -464,6 +501,9 @@ impl Driver {
 
     /// How long to wait for the next tick.
     fn tick_in(&self) -> Duration {
+        if let Replacement::Next { .. } = self.replacement {
+            return LEAVE_LOOK_EVERY;
+        }
         let due = self.core.next_deadline(clocks::now());
         due.map_or(TICK_EVERY, |due| {
             (Duration::from_micros(due) + TICK_LATE).min(TICK_EVERY)
@@ -625,13 +665,14 @@ impl Driver {
 
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
-        self.lookups.catch_up();
         let segment = self.log.segment();
         if segment != self.segment {
             self.segment = segment;
             self.compaction.look();
         }
-        self.digester.appended(self.log.shown_bytes());
+        let bytes = self.log.shown_bytes();
+        self.lookups.catch_up(bytes);
+        self.digester.appended(bytes);
         self.status_due
             .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
         match appended {
@@ -677,11 +718,7 @@ impl Driver {
                 let session = serde_json::to_value(self.session.facts()).unwrap_or_default();
                 self.lookups.ask(id, query, session);
             }
-            Effect::Reply { id, answer, .. } => {
-                if let Some((stream, id)) = self.commands.remove(&id) {
-                    self.tell(stream, Frame::Answer { id, answer });
-                }
-            }
+            Effect::Reply { id, answer, .. } => self.answer(id, answer),
             Effect::RunHook {
                 command,
                 timeout,
@@ -692,6 +729,7 @@ impl Driver {
                 self.hooks
                     .start(&self.session, command, timeout, reason, engine, inbox);
             }
+            Effect::ReplaceHost { id, program, .. } => self.replace_by(id, &program),
             Effect::Notify { to, notification } => {
                 self.notifier.send(&self.session, to, &notification);
             }
@@ -713,6 +751,34 @@ impl Driver {
             &bytes::Bytes::new(),
             &json!({ "restart": restart }),
         )
+    }
+
+    fn answer(&mut self, id: u64, answer: serde_json::Value) {
+        if let Some((stream, id)) = self.commands.remove(&id) {
+            self.tell(stream, Frame::Answer { id, answer });
+        }
+    }
+
+    /// Asks the keeper for another host in our place. Then all that is in memory only must be out: requests to the
+    /// engine are waited for, people's notifications and commands that wait for an answer are a reason not to.
+    fn replace_by(&mut self, id: u64, program: &str) {
+        let busy = if self.replacement != Replacement::None {
+            Some("it is just being replaced")
+        } else if !self.notifier.is_idle() {
+            Some("a notification is on its way (`notify`); try again in a moment")
+        } else if self.commands.len() > 1 {
+            Some("another command waits for its answer; try again in a moment")
+        } else {
+            None
+        };
+        if let Some(why) = busy {
+            self.answer(id, json!({ "ok": false, "error": why }));
+            return;
+        }
+        self.replacement = Replacement::Asked(id);
+        self.tell_keeper(ToKeeper::HostProgram {
+            program: program.into(),
+        });
     }
 
     fn tell(&mut self, stream: StreamId, frame: Frame) {
@@ -778,10 +844,24 @@ impl Driver {
                 }
             }
             FromKeeper::Refused { about, error } => {
-                tracing::warn!(about, error, "the keeper refused")
+                tracing::warn!(about, error, "the keeper refused");
+                if let Replacement::Asked(id) = self.replacement {
+                    self.replacement = Replacement::None;
+                    let error = format!("its keeper refuses {about}: {error}");
+                    self.answer(id, json!({ "ok": false, "error": error }));
+                }
             }
             // The answer to what this host asks before its first turn: it came too late.
             FromKeeper::Held { .. } => {}
+            FromKeeper::HostProgram { .. } => {
+                if let Replacement::Asked(id) = self.replacement {
+                    self.replacement = Replacement::Next {
+                        asked: self.commands.get(&id).map(|(stream, _)| *stream),
+                        at_last: Instant::now() + GOODBYE_TIMEOUT,
+                    };
+                    self.answer(id, json!({ "ok": true }));
+                }
+            }
             FromKeeper::Terminate => self.end("stopped: the system asked for it (SIGTERM)"),
             FromKeeper::Unknown => {}
         }
@@ -906,7 +986,7 @@ impl Driver {
         let seq = tail.last_seq();
         let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
         let welcome = Welcome {
-            version: VERSION,
+            version: hello.version,
             session: facts.id.clone(),
             name: facts.name.clone(),
             session_id,
@@ -1089,6 +1169,25 @@ impl Driver {
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
         }
+    }
+
+    /// Whether the next host can go on from here.
+    fn may_leave(&self) -> bool {
+        let Replacement::Next { asked, at_last } = &self.replacement else {
+            return false;
+        };
+        let is_told = asked.is_none_or(|stream| !self.streams.contains_key(&stream));
+        (is_told || Instant::now() >= *at_last) && self.engine.is_flushed()
+    }
+
+    /// The next host finds all of it in the journal, and the engine's streams with the keeper.
+    fn leave(mut self) {
+        tracing::info!("making room for another host");
+        self.commit();
+        self.compaction.finish();
+        self.lookups.finish();
+        self.digester.finish();
+        self.status_file.finish();
     }
 
     /// The session has ended: the index is brought up to date, the last word is written, and all hear of it. What

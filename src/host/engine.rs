@@ -1,9 +1,11 @@
 //! The engine's process and its sockets: starting, connecting, sending, ending.
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -84,6 +86,12 @@ pub(super) enum Timer {
     Drained,
 }
 
+/// Messages on their way to the engine.
+struct Outgoing {
+    receiver: mpsc::UnboundedReceiver<Message>,
+    unsent: Rc<Cell<usize>>,
+}
+
 /// Where an engine's sockets are.
 #[derive(Debug, Clone)]
 pub(super) struct Endpoints {
@@ -125,6 +133,8 @@ struct Current {
     /// It was told to end.
     stopping: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
+    /// Messages that are not with the operating system yet.
+    unsent: Rc<Cell<usize>>,
     /// Dropping it ends the iopub thread.
     _until: watch::Sender<()>,
     tasks: tokio::task::JoinSet<()>,
@@ -229,13 +239,17 @@ impl EngineDriver {
         }
         let mut tasks = tokio::task::JoinSet::new();
         let mut senders = HashMap::new();
+        let unsent = Rc::<Cell<usize>>::default();
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
             let (sender, receiver) = mpsc::unbounded_channel();
             senders.insert(channel, sender);
             tasks.spawn_local(run_channel(
                 endpoints.clone(),
                 streams(channel),
-                receiver,
+                Outgoing {
+                    receiver,
+                    unsent: unsent.clone(),
+                },
                 self.inbox.clone(),
             ));
         }
@@ -253,12 +267,14 @@ impl EngineDriver {
         ));
         self.current = Some(Current {
             endpoints,
+            // One that is taken over had bound them for the host before.
+            bound: process.is_some(),
             process,
             up: Vec::new(),
-            bound: false,
             connected: false,
             stopping: false,
             senders,
+            unsent,
             _until: until,
             tasks,
             end: None,
@@ -449,13 +465,18 @@ impl EngineDriver {
 
     /// Sends to the engine; nothing where it is gone.
     pub fn send(&self, channel: Channel, message: Message) {
-        if let Some(sender) = self
-            .current
-            .as_ref()
-            .and_then(|current| current.senders.get(&channel))
+        if let Some(current) = &self.current
+            && let Some(sender) = current.senders.get(&channel)
+            && sender.send(message).is_ok()
         {
-            let _ = sender.send(message);
+            current.unsent.set(current.unsent.get() + 1);
         }
+    }
+
+    /// Whether all that was sent is with the operating system: another host can go on from here.
+    pub fn is_flushed(&self) -> bool {
+        let unsent = self.current.as_ref().map(|current| current.unsent.get());
+        unsent.is_none_or(|unsent| unsent == 0)
     }
 
     /// A signal to the engine's process group.
@@ -544,7 +565,7 @@ impl Endpoints {
 async fn run_channel(
     endpoints: Endpoints,
     mut stream: Stream,
-    mut outgoing: mpsc::UnboundedReceiver<Message>,
+    mut outgoing: Outgoing,
     inbox: Inbox<Input>,
 ) {
     let generation = endpoints.generation;
@@ -613,13 +634,11 @@ async fn read_channel(
     }
 }
 
-async fn write_channel(
-    endpoints: &Endpoints,
-    mut writer: Writer,
-    outgoing: &mut mpsc::UnboundedReceiver<Message>,
-) {
-    while let Some(message) = outgoing.recv().await {
-        if let Err(error) = writer.send(&frame::encode(&message, &endpoints.key)).await {
+async fn write_channel(endpoints: &Endpoints, mut writer: Writer, outgoing: &mut Outgoing) {
+    while let Some(message) = outgoing.receiver.recv().await {
+        let sent = writer.send(&frame::encode(&message, &endpoints.key)).await;
+        outgoing.unsent.set(outgoing.unsent.get().saturating_sub(1));
+        if let Err(error) = sent {
             tracing::warn!(%error, "a request could not be sent to the engine");
             return;
         }

@@ -18,8 +18,10 @@ use crate::state_dir::Session;
 
 /// The thread and the way to it.
 pub struct Lookups {
-    /// A [`Task::CatchUp`] is on its way: a flood of records wakes the thread once.
+    /// A [`Task::CatchUp`] is on its way: many small turns wake the thread once.
     told: Arc<AtomicBool>,
+    /// Of all that was appended, what there was when the thread was last told not to wait.
+    hurried_bytes: u64,
     sender: Option<mpsc::SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -28,8 +30,14 @@ pub struct Lookups {
 /// each small execution would cost more than the execution.
 const CATCH_UP_EVERY: Duration = Duration::from_millis(250);
 
+/// But not by more than this, however much comes meanwhile: what a look-up has to wait for.
+const LAG_BYTES_MAX: u64 = 4 << 20;
+
 enum Task {
+    /// Within [`CATCH_UP_EVERY`].
     CatchUp,
+    /// At once.
+    Hurry,
     Query(u64, Query, serde_json::Value),
     Replace {
         prepared: Prepared,
@@ -87,6 +95,7 @@ impl Lookups {
             .spawn(move || run(dir, elsewhere, receiver, inbox, heard))?;
         Ok(Self {
             told,
+            hurried_bytes: 0,
             sender: Some(sender),
             thread: Some(thread),
         })
@@ -98,11 +107,13 @@ impl Lookups {
         Some(Replacer { tail, sender })
     }
 
-    /// New records are in the log. Never waits: what is skipped is caught up with the next.
-    pub fn catch_up(&self) {
-        if let Some(sender) = &self.sender
-            && !self.told.swap(true, Ordering::AcqRel)
-        {
+    /// New records are in the log: so many bytes in all. Never waits: what is skipped is caught up with the next.
+    pub fn catch_up(&mut self, bytes: u64) {
+        let Some(sender) = &self.sender else { return };
+        if bytes - self.hurried_bytes >= LAG_BYTES_MAX {
+            self.hurried_bytes = bytes;
+            let _ = sender.try_send(Task::Hurry);
+        } else if !self.told.swap(true, Ordering::AcqRel) {
             let _ = sender.try_send(Task::CatchUp);
         }
     }
@@ -159,7 +170,7 @@ fn run(
             }) => {
                 let _ = done.send(replace(&mut index, &dir, prepared, commit));
             }
-            Err(RecvTimeoutError::Timeout) => {
+            Ok(Task::Hurry) | Err(RecvTimeoutError::Timeout) => {
                 due = None;
                 // Cleared first: what comes from now on is told anew.
                 told.store(false, Ordering::Release);

@@ -35,8 +35,9 @@ mod usage;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use self::driver::Over;
 use crate::config::{Config, Flags};
-use crate::keeper::{EXIT_OTHER_HOST, HostArgs};
+use crate::keeper::{EXIT_OTHER_HOST, EXIT_REPLACED, HostArgs};
 use crate::state_dir::{HostLock, Session};
 
 /// The host's `main`: `args` are those after [`crate::keeper::HOST_COMMAND`]. Called before any thread or runtime is
@@ -86,9 +87,12 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .build()?;
     let local = tokio::task::LocalSet::new();
     upkeep::start(&session);
-    local.block_on(&runtime, driver::run(session.clone(), lock, args))?;
+    let over = local.block_on(&runtime, driver::run(session.clone(), lock, args))?;
     // A reader may still be in a file of the journal: nothing waits for it any more.
     runtime.shutdown_background();
+    if over == Over::Replaced {
+        return Ok(ExitCode::from(EXIT_REPLACED));
+    }
     // The session has ended and its lock is free: nobody waits for this either.
     upkeep::prune(&session);
     Ok(ExitCode::SUCCESS)

@@ -78,6 +78,8 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Waiting {
     jobs: VecDeque<Job>,
+    /// One is under way.
+    delivering: bool,
     /// The session is over; whatever is not delivered by then is not.
     until: Option<Instant>,
 }
@@ -112,6 +114,12 @@ impl Notifier {
             queue: Arc::default(),
             worker: None,
         }
+    }
+
+    /// Whether nothing waits or is under way.
+    pub fn is_idle(&self) -> bool {
+        let waiting = self.queue.lock();
+        waiting.jobs.is_empty() && !waiting.delivering
     }
 
     /// Queues it; never waits.
@@ -190,8 +198,10 @@ impl Queue {
     /// The next one, and by when it has to be out; `None` when there is none and will be none.
     fn next(&self) -> Option<Job> {
         let mut waiting = self.lock();
+        waiting.delivering = false;
         loop {
             if let Some(job) = waiting.jobs.pop_front() {
+                waiting.delivering = true;
                 return Some(job);
             }
             if waiting.until.is_some() {

@@ -22,7 +22,7 @@ use super::gpu::Gpu;
 use super::inbox::Inbox;
 use crate::journal::record::{ExecutionNumber, Micros};
 use crate::session::event::{Event, Usage};
-use crate::session::usage::{ProcessStat, Roots, Sample, Tree, Units, interval};
+use crate::session::usage::{ProcessStat, Roots, Sample, Tree, Units, interval, is_quiet};
 
 /// Below this a process's resident memory is taken as its own.
 const SHARED_FROM_BYTES: u64 = 32 << 20;
@@ -165,10 +165,11 @@ async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, in
     let mut last: Option<Target> = None;
     let mut cost = Duration::ZERO;
     let mut failing = false;
+    let mut quiet = 0;
     loop {
         let target = *changes.borrow_and_update();
         let active = target.active || last.is_some_and(|last| last.has_done_since(&target));
-        let next = last_at.map(|at| at + interval(active, target.left, cpus, cost));
+        let next = last_at.map(|at| at + interval(active, quiet, target.left, cpus, cost));
         let is_new = last
             .is_none_or(|last| (last.generation, last.roots) != (target.generation, target.roots));
         let wait = next.map_or(Duration::ZERO, |next| {
@@ -188,6 +189,7 @@ async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, in
             continue;
         }
         last = Some(target);
+        let time = last_at.map(|at| at.elapsed()).unwrap_or_default();
         last_at = Some(Instant::now());
         let number = {
             let inner = &mut *inner.borrow_mut();
@@ -235,6 +237,10 @@ async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, in
             cpu: sample.cpu,
             memory_bytes,
             gpu_memory_bytes: inner.gpu.memory_of(&pids),
+        };
+        quiet = match &inner.last {
+            Some(before) if !active && is_quiet(before, &usage, time) => quiet + 1,
+            Some(_) | None => 0,
         };
         if inner.last != Some(usage) {
             inner.last = Some(usage);

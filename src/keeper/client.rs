@@ -85,6 +85,7 @@ impl Client {
             | ToKeeper::Signal { .. }
             | ToKeeper::Ack { .. }
             | ToKeeper::TakeHeld
+            | ToKeeper::HostProgram { .. }
             | ToKeeper::Unknown => {}
         }
         self.outbox.push_back(message);
@@ -216,7 +217,10 @@ impl Client {
                     })
                     .collect();
             }
-            FromKeeper::Refused { .. } | FromKeeper::Terminate | FromKeeper::Unknown => {}
+            FromKeeper::HostProgram { .. }
+            | FromKeeper::Refused { .. }
+            | FromKeeper::Terminate
+            | FromKeeper::Unknown => {}
         }
     }
 

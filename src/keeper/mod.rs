@@ -46,6 +46,9 @@ pub const HOST_COMMAND: &str = "host-worker";
 /// knows of an engine.
 pub const EXIT_OTHER_HOST: u8 = 75;
 
+/// Exit code of a host that makes room for another one of the same session ([`ToKeeper::HostProgram`]).
+pub const EXIT_REPLACED: u8 = 76;
+
 /// Our own program, also where its file has been replaced or removed meanwhile.
 pub const SELF_EXE: &str = "/proc/self/exe";
 

@@ -53,6 +53,12 @@ pub enum ToKeeper {
     },
     /// Give the streams that are held to this host. Answered by [`FromKeeper::Held`].
     TakeHeld,
+    /// Start this program as the session's next hosts, instead of the keeper's own. Answered by
+    /// [`FromKeeper::HostProgram`].
+    HostProgram {
+        /// Its path.
+        program: Text,
+    },
     /// The session is over: when the host ends, kill what is left of the processes and end too.
     Bye,
     /// A kind this version does not know.
@@ -84,6 +90,11 @@ pub enum FromKeeper {
         /// Two of each, as in [`ToKeeper::Hold`].
         #[serde(skip)]
         fds: Fds,
+    },
+    /// The next host will be this program.
+    HostProgram {
+        /// Its path.
+        program: Text,
     },
     /// A request could not be fulfilled.
     Refused {
@@ -170,6 +181,7 @@ impl Carries for ToKeeper {
             | Self::Watch(_)
             | Self::Ack { .. }
             | Self::TakeHeld
+            | Self::HostProgram { .. }
             | Self::Bye
             | Self::Unknown => Fds::default(),
         }
@@ -190,6 +202,7 @@ impl Carries for FromKeeper {
             | Self::Spawned(_)
             | Self::SpawnFailed { .. }
             | Self::Ended(_)
+            | Self::HostProgram { .. }
             | Self::Refused { .. }
             | Self::Terminate
             | Self::Unknown => Fds::default(),

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use super::args::SessionDirs;
@@ -79,9 +80,10 @@ pub fn spawn(request: &Spawn) -> Result<u32, String> {
 }
 
 /// Starts the host with its end of the socket to us. Does not wait for its exec, which on a busy machine can take half
-/// a second: meanwhile the engine's streams are to be read. An exec that fails is a host that ends at once.
-pub fn spawn_host(dirs: &SessionDirs, socket: OwnedFd) -> io::Result<u32> {
-    let mut command = Command::new(SELF_EXE);
+/// a second: meanwhile the engine's streams are to be read. An exec that fails is a host that ends at once. `program`:
+/// another one than our own.
+pub fn spawn_host(dirs: &SessionDirs, program: Option<&Path>, socket: OwnedFd) -> io::Result<u32> {
+    let mut command = Command::new(program.unwrap_or(Path::new(SELF_EXE)));
     command
         .arg0("farside")
         .arg(HOST_COMMAND)

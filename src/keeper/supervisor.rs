@@ -7,6 +7,7 @@
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::args::SessionDirs;
@@ -16,7 +17,7 @@ use super::protocol::{Ended, FromKeeper, Hello, Process, Spawn, ToKeeper, Usage}
 use super::signals::{Signals, wait_for_child};
 use super::socket::{self, Datagram, MESSAGE_BYTES_MAX, Received};
 use super::watched::{WaitFor, Watched};
-use super::{EXIT_OTHER_HOST, log, spawn};
+use super::{EXIT_OTHER_HOST, EXIT_REPLACED, log, spawn};
 use crate::journal::record::ProcessEnd;
 use crate::process::{self, PidFd};
 
@@ -35,6 +36,9 @@ const ERROR_CHARS_MAX: usize = 8 * 1024;
 /// With no engine to look after, so many hosts in a row that died soon are enough.
 const FAILURES_MAX: usize = 5;
 
+/// So many hosts in a row of a program that was asked for have died soon: it is not tried again.
+const PROGRAM_FAILURES_MAX: usize = 4;
+
 /// How long the end waits for what it has killed; a process in an uninterruptible system call can take longer.
 const KILL_WAIT_MAX: Duration = Duration::from_secs(5);
 
@@ -47,6 +51,8 @@ pub struct Supervisor {
     processes: Vec<Watched>,
     ended: VecDeque<Ended>,
     held: HeldStreams,
+    /// What hosts are started from, where it is not our own program.
+    program: Option<PathBuf>,
     backoff: Backoff,
     /// The host has said Bye.
     bye: bool,
@@ -93,6 +99,7 @@ impl Supervisor {
             processes: Vec::new(),
             ended: VecDeque::new(),
             held: HeldStreams::default(),
+            program: None,
             backoff: Backoff::default(),
             bye: false,
             terminate: false,
@@ -121,7 +128,7 @@ impl Supervisor {
     /// Starts a host now.
     pub fn start_host(&mut self) {
         let started = socket::pair().and_then(|(ours, theirs)| {
-            let pid = spawn::spawn_host(&self.dirs, theirs)?;
+            let pid = spawn::spawn_host(&self.dirs, self.program.as_deref(), theirs)?;
             Ok((pid, ours))
         });
         match started {
@@ -289,6 +296,22 @@ impl Supervisor {
                 let (streams, fds) = self.held.give();
                 self.tell(&FromKeeper::Held { streams, fds });
             }
+            ToKeeper::HostProgram { program } => {
+                match process::check_executable(program.as_path()) {
+                    Ok(()) => {
+                        log(format_args!(
+                            "the next host is {}",
+                            program.as_path().display()
+                        ));
+                        self.program = Some(program.as_path().to_owned());
+                        self.tell(&FromKeeper::HostProgram { program });
+                    }
+                    Err(error) => {
+                        let about = format!("to start hosts from {}", program.as_path().display());
+                        self.refuse(&about, &error.to_string());
+                    }
+                }
+            }
             ToKeeper::Bye => self.bye = true,
             ToKeeper::Unknown => self.refuse(
                 "a request of a kind this keeper does not know",
@@ -431,6 +454,10 @@ impl Supervisor {
             } else if matches!(self.host, Host::Child { pid: host, .. } if host == pid) {
                 log(format_args!("host {pid} ended: {status}"));
                 let other = status.code() == Some(i32::from(EXIT_OTHER_HOST));
+                if status.code() == Some(i32::from(EXIT_REPLACED)) {
+                    // On purpose: the next one is not to wait.
+                    self.backoff = Backoff::default();
+                }
                 self.host_ended();
                 if other && self.processes.is_empty() {
                     self.host = Host::GivenUp;
@@ -490,6 +517,14 @@ impl Supervisor {
     fn schedule_host(&mut self, lived: Duration) {
         let delay = self.backoff.died_after(lived);
         let failures = self.backoff.failures();
+        if failures >= PROGRAM_FAILURES_MAX
+            && let Some(program) = self.program.take()
+        {
+            log(format_args!(
+                "hosts of {} die at once: back to our own program",
+                program.display()
+            ));
+        }
         let gone = self.dirs.is_session_gone();
         self.host = if failures >= FAILURES_MAX && self.processes.is_empty() && !self.bye {
             log(format_args!(

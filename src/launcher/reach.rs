@@ -7,7 +7,9 @@ use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
 use crate::keeper;
-use crate::link::{Frame, Hello, LinkReader, LinkWriter, Refusal, Welcome};
+use crate::link::{
+    Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, VERSION, Welcome,
+};
 use crate::process::PidFd;
 use crate::state_dir::{HostLock, Session};
 
@@ -88,10 +90,18 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
         None => Instant::now(),
         Some(_) => Instant::now() + KEEPER_GRACE,
     };
+    let mut hello = hello.clone();
     loop {
         if let Ok(stream) = UnixStream::connect(session.dir.link_socket()).await {
-            match shake_hands(stream, hello).await {
+            match shake_hands(stream, &hello).await {
                 Some(Ok(stream)) => return Ok(stream),
+                // Of another farside: in its words, then.
+                Some(Err(Refusal::Version { host }))
+                    if host != hello.version && (OLDEST_VERSION..=VERSION).contains(&host) =>
+                {
+                    hello.version = host;
+                    continue;
+                }
                 Some(Err(refusal)) => return Err(refused(session, refusal)),
                 // It died as we came in.
                 None => {}
@@ -174,7 +184,7 @@ fn refused(session: &Session, refusal: Refusal) -> ReachError {
         Refusal::Version { host } => ReachError::Version {
             id,
             host,
-            ours: crate::link::VERSION,
+            ours: VERSION,
         },
         Refusal::Ending | Refusal::Other => {
             let reason = end_reason(session).unwrap_or_else(|| "it is just ending".into());

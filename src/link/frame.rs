@@ -187,9 +187,25 @@ impl Frame {
     }
 }
 
-/// As [`Frame::encode`] of a [`Frame::Record`], without a frame of its own: the host's hot path.
-pub(super) fn encode_record(part: u32, record: &Record, push: impl FnMut(Bytes)) {
+fn encode_record(part: u32, record: &Record, push: impl FnMut(Bytes)) {
     push_frame(RECORD_KIND, part, codec::encode(record), push);
+}
+
+/// The host's hot path: as [`Frame::encode`] of a [`Frame::Record`], without a frame or pieces of its own. Writes what
+/// comes before the payload behind `out`, and gives the payload.
+pub(super) fn write_record_head<'a>(
+    part: u32,
+    record: &'a Record,
+    out: &mut Vec<u8>,
+) -> codec::Payload<'a> {
+    let start = out.len();
+    out.extend_from_slice(&[0; 8]);
+    out.push(RECORD_KIND);
+    out.extend_from_slice(&part.to_le_bytes());
+    let payload = codec::write_head(record, out);
+    let length = out.len() - start - 8 + payload.size_bytes();
+    out[start..start + 8].copy_from_slice(&(length as u64).to_le_bytes());
+    payload
 }
 
 fn push_frame(kind: u8, part: u32, body: Vec<Bytes>, mut push: impl FnMut(Bytes)) {

@@ -19,13 +19,18 @@ use crate::session::view::Mirror;
 pub use frame::{Frame, LinkError};
 pub use stream::{LinkReader, LinkWriter};
 
-/// The link's version. A host answers a client of a version it does not speak with [`Frame::Refused`].
+/// The newest version of the link that this farside speaks.
 pub const VERSION: u32 = 1;
+
+/// The oldest one. A client says hello in its newest version; a host that does not speak that one answers with its own
+/// newest ([`Refusal::Version`]), and the client says hello again in that one, if it speaks it. So whichever is newer
+/// speaks the other one's version. `tests/golden/link-v*` has what each version looks like.
+pub const OLDEST_VERSION: u32 = 1;
 
 /// The first frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hello {
-    /// [`VERSION`] of the client.
+    /// The one that the client speaks on this stream.
     pub version: u32,
     /// Who. The streams of one launcher carry the same id.
     pub client: ClientId,
@@ -68,7 +73,7 @@ pub struct Resume {
 /// The host's answer to [`Hello`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Welcome {
-    /// [`VERSION`] of the host.
+    /// The client's: it is spoken on this stream.
     pub version: u32,
     /// The session's id.
     pub session: String,

@@ -5,8 +5,9 @@ use std::io;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::frame::encode_record;
+use super::frame::write_record_head;
 use super::{Frame, LinkError};
+use crate::journal::codec::Payload;
 use crate::journal::record::Record;
 use crate::wire::zmtp::Outgoing;
 
@@ -108,6 +109,8 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
 pub struct LinkWriter<W> {
     io: W,
     outgoing: Outgoing,
+    /// Of a record, what comes before its payload; kept for the next one.
+    head: Vec<u8>,
 }
 
 impl<W: AsyncWrite + Unpin> LinkWriter<W> {
@@ -116,6 +119,7 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
         Self {
             io,
             outgoing: Outgoing::default(),
+            head: Vec::new(),
         }
     }
 
@@ -126,7 +130,15 @@ impl<W: AsyncWrite + Unpin> LinkWriter<W> {
 
     /// A [`Frame::Record`] of what is shared.
     pub fn push_record(&mut self, part: u32, record: &Record) {
-        encode_record(part, record, |piece| self.outgoing.push_bytes(piece));
+        self.head.clear();
+        let payload = write_record_head(part, record, &mut self.head);
+        self.outgoing.push_encoded(&self.head);
+        match payload {
+            Payload::Message(message) => message
+                .parts()
+                .for_each(|part| self.outgoing.push_part(part)),
+            Payload::Note(json) => self.outgoing.push_bytes(json.into()),
+        }
     }
 
     /// Bytes that wait.

@@ -399,3 +399,17 @@ proptest! {
         }
     }
 }
+
+proptest! {
+    #[test]
+    fn a_shared_record_is_written_as_a_frame_is(records in vec(record(), 0..4), part in any::<u32>(), bytes in 0usize..20_000) {
+        let records: Vec<Record> = records.into_iter().chain([large(bytes)]).collect();
+        let mut written = Vec::new();
+        let mut writer = LinkWriter::new(&mut written);
+        records.iter().for_each(|record| writer.push_record(part, record));
+        block_on(writer.flush()).unwrap();
+        drop(writer);
+        let frames: Vec<Frame> = records.into_iter().map(|record| Frame::Record { part, record }).collect();
+        prop_assert!(written == encoded(&frames));
+    }
+}

@@ -148,6 +148,8 @@ pub struct Core {
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
+    /// When to ask an engine that has replied and not said idle, on the awake clock.
+    pub(super) idle_due: Option<Micros>,
     /// The journal cannot be written; when to try again, on the awake clock.
     pub(super) journal_retry: Option<Micros>,
 }
@@ -166,6 +168,7 @@ impl Core {
         };
         Self {
             limits: Self::merged(&facts, &state),
+            continuity: Continuity::after(&state.said, state.last_record),
             facts,
             state,
             engine,
@@ -182,10 +185,10 @@ impl Core {
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
-            continuity: Continuity::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
+            idle_due: None,
             journal_retry: None,
         }
     }
@@ -360,9 +363,10 @@ impl Core {
     }
 
     /// Whether the engine was asked for a sign of life and none came yet; `EngineConnected` is to be said again after
-    /// a while, for the first answer may have come before our subscription.
+    /// a while, for the first answer may have come before our subscription. Or it was not asked yet: an engine that
+    /// binds its sockets within a millisecond is connected before its keeper's word that it was started has come.
     pub fn awaits_engine(&self) -> bool {
-        self.engine == Engine::Probing || self.adopted.is_some()
+        matches!(self.engine, Engine::Starting | Engine::Probing) || self.adopted.is_some()
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {

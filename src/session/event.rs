@@ -189,6 +189,15 @@ pub enum Effect {
         /// JSON.
         answer: serde_json::Value,
     },
+    /// Make room for a host of this program, and answer the command.
+    ReplaceHost {
+        /// Of the command.
+        id: u64,
+        /// Who asked.
+        client: ClientId,
+        /// The program's path.
+        program: String,
+    },
     /// The session is over and its last record is written: end the host.
     End,
 }
@@ -385,5 +394,10 @@ pub enum Command {
     Extend {
         /// By so many seconds from now.
         seconds: u64,
+    },
+    /// Let another farside keep the session.
+    UpgradeHost {
+        /// Its program.
+        program: String,
     },
 }

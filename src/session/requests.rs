@@ -563,6 +563,18 @@ impl Core {
                 json!({ "ok": true })
             }
             Command::Extend { seconds } => self.extend_answer(seconds),
+            Command::UpgradeHost { .. } if self.state.lifetime.ending.is_some() => {
+                json!({ "ok": false, "error": "the session is ending" })
+            }
+            Command::UpgradeHost { program } => {
+                let replace = Effect::ReplaceHost {
+                    id,
+                    client,
+                    program,
+                };
+                self.effect(replace);
+                return;
+            }
         };
         self.effect(Effect::Reply { id, client, answer });
     }

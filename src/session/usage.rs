@@ -17,6 +17,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
+use super::event::Usage;
 use crate::journal::record::Micros;
 
 /// While an execution runs: fresh enough for people who look, and a fraction of a per cent of one CPU.
@@ -24,6 +25,10 @@ pub const ACTIVE_EVERY: Duration = Duration::from_secs(5);
 
 /// While none runs: threads and children of the engine may still work, but slowly found out is good enough.
 pub const IDLE_EVERY: Duration = Duration::from_secs(30);
+
+/// And twice as long after each look that found nothing new, so many times: a hundred sessions that do nothing must not
+/// read /proc all the time.
+const QUIET_DOUBLINGS_MAX: u32 = 3;
 
 /// However little budget is left: the CPU's own accounting has a grain of 10 ms.
 pub const SHORTEST_EVERY: Duration = Duration::from_millis(200);
@@ -434,10 +439,20 @@ impl ProcessStat {
     }
 }
 
-/// How long to wait before the next snapshot: `active` while an execution runs, `left` of the budget where there is
-/// one, the machine's CPUs, and what the last snapshot took.
-pub fn interval(active: bool, left: Option<Micros>, cpus: u32, cost: Duration) -> Duration {
-    let usual = if active { ACTIVE_EVERY } else { IDLE_EVERY };
+/// How long to wait before the next snapshot: `active` while an execution runs, `quiet` the number of looks in a row
+/// that found nothing new, `left` of the budget where there is one, the machine's CPUs, and what the last snapshot took.
+pub fn interval(
+    active: bool,
+    quiet: u32,
+    left: Option<Micros>,
+    cpus: u32,
+    cost: Duration,
+) -> Duration {
+    let usual = if active {
+        ACTIVE_EVERY
+    } else {
+        IDLE_EVERY * (1 << quiet.min(QUIET_DOUBLINGS_MAX))
+    };
     let by_budget = left.map_or(usual, |left| {
         Duration::from_micros(left) / (LOOKS_PER_BUDGET.saturating_mul(cpus.max(1)))
     });
@@ -445,6 +460,16 @@ pub fn interval(active: bool, left: Option<Micros>, cpus: u32, cost: Duration) -
         .min(by_budget)
         .max(SHORTEST_EVERY)
         .max(cost.saturating_mul(COST_SHARE))
+}
+
+/// Whether an engine has done next to nothing in `time`, and takes about as much memory as before: less than half a per
+/// cent of one CPU, which an idle ipykernel's heartbeat takes, and less than one part in 64.
+pub fn is_quiet(before: &Usage, now: &Usage, time: Duration) -> bool {
+    let cpu = now.cpu.saturating_sub(before.cpu);
+    let memory = now.memory_bytes.abs_diff(before.memory_bytes);
+    now.generation == before.generation
+        && u128::from(cpu) * 200 <= time.as_micros()
+        && memory <= before.memory_bytes / 64
 }
 
 #[cfg(test)]

@@ -269,15 +269,23 @@ fn a_new_host_goes_on_from_what_the_journal_has() {
 fn looks_come_closer_together_as_a_budget_ends() {
     let second = Duration::from_secs(1);
     let left = |seconds: u64| Some(seconds * 1_000_000);
-    assert_eq!(interval(true, None, 8, Duration::ZERO), ACTIVE_EVERY);
-    assert_eq!(interval(false, None, 8, Duration::ZERO), IDLE_EVERY);
-    assert_eq!(interval(true, left(1000), 2, Duration::ZERO), ACTIVE_EVERY);
-    assert_eq!(interval(false, left(16), 2, Duration::ZERO), 2 * second);
-    assert_eq!(interval(true, left(8), 2, Duration::ZERO), second);
-    assert_eq!(interval(true, left(0), 2, Duration::ZERO), SHORTEST_EVERY);
-    assert_eq!(interval(true, left(1), 0, Duration::ZERO), second / 4);
+    assert_eq!(interval(true, 9, None, 8, Duration::ZERO), ACTIVE_EVERY);
+    assert_eq!(interval(false, 0, None, 8, Duration::ZERO), IDLE_EVERY);
+    assert_eq!(interval(false, 1, None, 8, Duration::ZERO), 2 * IDLE_EVERY);
+    assert_eq!(interval(false, 99, None, 8, Duration::ZERO), 8 * IDLE_EVERY);
+    assert_eq!(
+        interval(true, 0, left(1000), 2, Duration::ZERO),
+        ACTIVE_EVERY
+    );
+    assert_eq!(interval(false, 0, left(16), 2, Duration::ZERO), 2 * second);
+    assert_eq!(interval(true, 0, left(8), 2, Duration::ZERO), second);
+    assert_eq!(
+        interval(true, 0, left(0), 2, Duration::ZERO),
+        SHORTEST_EVERY
+    );
+    assert_eq!(interval(true, 0, left(1), 0, Duration::ZERO), second / 4);
     // A machine with very many processes.
-    assert_eq!(interval(true, left(0), 2, second / 10), 5 * second);
+    assert_eq!(interval(true, 0, left(0), 2, second / 10), 5 * second);
 }
 
 /// How the system accounts for processes.
@@ -452,4 +460,24 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_idle_engine_is_quiet_and_one_whose_threads_work_is_not() {
+    let usage = |cpu, memory_bytes| Usage {
+        generation: 1,
+        cpu,
+        memory_bytes,
+        gpu_memory_bytes: None,
+    };
+    let (before, time) = (usage(1_000_000, 64 << 20), Duration::from_secs(30));
+    assert!(is_quiet(&before, &usage(1_150_000, 65 << 20), time));
+    assert!(!is_quiet(&before, &usage(1_150_001, 64 << 20), time));
+    assert!(!is_quiet(&before, &usage(1_000_000, 66 << 20), time));
+    assert!(!is_quiet(&before, &usage(1_000_000, 60 << 20), time));
+    let other = Usage {
+        generation: 2,
+        ..before
+    };
+    assert!(!is_quiet(&before, &other, time));
 }

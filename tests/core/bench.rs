@@ -498,6 +498,9 @@ impl Bench {
                     self.notifications.push(*notification);
                 }
                 Effect::End => self.wanted.push("end".into()),
+                Effect::ReplaceHost { program, .. } => {
+                    self.wanted.push(format!("replaced by {program}"));
+                }
             }
         }
         if self.checks_recovery {

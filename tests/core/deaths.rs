@@ -14,6 +14,18 @@ fn replies(b: &mut Bench, client: ClientId) -> Vec<String> {
 }
 
 #[test]
+fn an_engine_that_is_connected_before_its_start_is_told_is_asked_again() {
+    let mut b = Bench::new();
+    b.event(Event::EngineConnected { generation: 1 });
+    assert!(b.core.awaits_engine());
+    b.engine_started(1);
+    assert!(b.core.awaits_engine());
+    b.event(Event::EngineConnected { generation: 1 });
+    b.answer_probe();
+    assert!(!b.core.awaits_engine());
+}
+
+#[test]
 fn what_comes_before_the_engine_is_heard_waits_for_it() {
     let mut b = Bench::new();
     let a = b.attach();

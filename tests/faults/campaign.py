@@ -50,6 +50,8 @@ class Campaign:
                 self.outcomes.append(outcome)
                 number, struck = number + 1, struck + len(outcome.faults)
                 self._tell(outcome)
+        except KeyboardInterrupt:
+            self.say("interrupted: what was played counts")
         finally:
             last = Outcome(number, ["(end of the session)"])
             self._renew(last)
@@ -70,7 +72,8 @@ class Campaign:
         return outcome
 
     def _wants_tmpfs(self, number: int) -> bool:
-        needs = {one.needs for one in FAULTS if self.only and self.only in one.name}
+        parts = self.only.split("+") if self.only else []
+        needs = {one.needs for one in FAULTS if any(part in one.name for part in parts)}
         if len(needs) == 1 and needs != {""}:
             return self.mounts and needs == {"tmpfs"}
         return self.mounts and random.Random(f"{self.seed}/rig/{number // ROUNDS_A_RIG}").random() < 0.5
@@ -79,7 +82,11 @@ class Campaign:
         if self.only is None:
             return rounds.plan(rng, tmpfs)
         fits = ("", "tmpfs" if tmpfs else "disk")
-        return [rng.choice([one for one in FAULTS if self.only in one.name and one.needs in fits])]
+        # `a+b`: one of each, together.
+        return [
+            rng.choice([one for one in FAULTS if part in one.name and one.needs in fits])
+            for part in self.only.split("+")
+        ]
 
     def _renew(self, outcome: Outcome) -> None:
         """Ends the rig's session as a person would; what is left then is a problem of the last round."""

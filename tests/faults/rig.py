@@ -46,6 +46,7 @@ class Rig:
 
     def __init__(self, tmpfs: bool):
         self.sandbox = Sandbox()
+        self.sandbox.env["FARSIDE_LOG"] = os.environ.get("FARSIDE_LOG", "info")
         self.tmpfs = tmpfs
         if tmpfs and not _mount(self.sandbox.state):
             raise RuntimeError("no tmpfs can be mounted")

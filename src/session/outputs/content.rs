@@ -119,6 +119,12 @@ pub(super) fn write_stream(name: &str, text: &str) -> Bytes {
 
 /// `transient.display_id`.
 pub(super) fn display_id(content: &[u8]) -> Option<Cow<'_, str>> {
+    // Most have none, and reading JSON takes twenty times as long as looking for its name in it. Only an escaped
+    // name would not be found so.
+    let may_have = |what: &[u8]| memchr::memmem::find(content, what).is_some();
+    if !may_have(b"display_id") && !may_have(b"\\u") {
+        return None;
+    }
     #[derive(Deserialize)]
     struct Content<'a> {
         #[serde(borrow, default)]
@@ -237,6 +243,19 @@ mod tests {
     fn half_a_surrogate_pair_is_one_replacement_character() {
         let read = stream(br#"{"text":"a\ud83d b\ude00\ud83d\ude00","name":"stdout"}"#).unwrap();
         assert_eq!(read.text, "a\u{FFFD} b\u{FFFD}😀");
+    }
+
+    #[test]
+    fn a_display_id_is_found_however_it_is_written() {
+        for (content, id) in [
+            (r#"{"transient": {"display_id": "a"}}"#, Some("a")),
+            (r#"{"transient": {"disp\u006cay_id": "a"}}"#, Some("a")),
+            (r#"{"data": {"display_id": "b"}, "transient": {}}"#, None),
+            (r#"{"data": {"text/plain": "b"}}"#, None),
+            (r#"{"transient": {"display_id": ""}}"#, None),
+        ] {
+            assert_eq!(display_id(content.as_bytes()).as_deref(), id, "{content}");
+        }
     }
 
     #[test]

@@ -132,6 +132,18 @@ impl Outgoing {
         }
     }
 
+    /// As [`Outgoing::push_bytes`], for one who keeps his: a small part costs no more than its copy.
+    pub fn push_part(&mut self, part: &Bytes) {
+        if part.len() >= COALESCE_BELOW_BYTES {
+            self.push_chunk(part.clone());
+            return;
+        }
+        self.tail.put_slice(part);
+        if self.tail.len() >= TAIL_BYTES_MAX {
+            self.seal();
+        }
+    }
+
     /// Bytes waiting.
     pub fn len(&self) -> usize {
         self.chunks_bytes + self.tail.len()

@@ -151,6 +151,7 @@ impl Simulation {
             Effect::Query(id, query) => self.queries.push((id, query)),
             Effect::Reply { .. } | Effect::Notify { .. } => {}
             Effect::RunHook { .. } => self.hook_runs = true,
+            Effect::ReplaceHost { .. } => unreachable!("nobody asks for it"),
             Effect::End => {
                 self.over = true;
                 assert!(matches!(
