@@ -153,7 +153,9 @@ impl Worker {
     fn look(&mut self) -> io::Result<()> {
         let digests = digest::total_bytes(&self.dir)?;
         let before = segments::total_bytes(&self.dir)? + digests;
-        if before <= self.bound || before < self.again_at {
+        // It is looked at whenever a segment is complete: the next one must fit, too.
+        let full = before + segment_bytes(Some(self.bound));
+        if full <= self.bound || before < self.again_at {
             return Ok(());
         }
         // What can be made again goes first.

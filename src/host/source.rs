@@ -53,6 +53,8 @@ impl Source {
 
     /// Waits until there is a record behind this place. `false`: there will be none, the host ends.
     pub async fn wait(&mut self) -> bool {
+        // All that was given is handled.
+        self.pin.set(self.seq);
         self.tail.wait_behind(self.seq).await
     }
 
