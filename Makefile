@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 unexport NO_COLOR
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint unit simulate e2e faults bench venv node build release clean
+.PHONY: help demo test lint unit simulate fuzz e2e faults bench venv node build release clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -58,7 +58,13 @@ unit: venv ## the Rust tests
 SEEDS ?= 100000
 
 simulate: ## random sessions of the core: SEEDS of them (`FARSIDE_SEED=17 make simulate` runs one again, and prints it)
-	FARSIDE_SEEDS=$(SEEDS) $(CARGO) test --locked --test core simulation -- --nocapture
+	FARSIDE_SEEDS=$(SEEDS) $(CARGO) test --locked --release --test core simulation -- --nocapture
+
+FUZZ_SECONDS ?= 60
+FUZZ_JOBS ?= 1
+
+fuzz: ## the decoders and compaction, each for FUZZ_SECONDS with bytes that a fuzzer makes up (FUZZ_JOBS at a time)
+	FUZZ_SECONDS=$(FUZZ_SECONDS) FUZZ_JOBS=$(FUZZ_JOBS) fuzz/run $(FUZZ_TARGETS)
 
 e2e: build venv node ## the end-to-end tests, with real frontends and engines
 	FARSIDE_BIN=$(TARGET)/debug/farside $(VENV)/bin/python -m pytest -c tests/e2e/pytest.ini tests/e2e -n $(E2E_JOBS) $(E2E_RERUNS) $(PYTEST_ARGS)

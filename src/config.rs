@@ -18,7 +18,7 @@ use clap::{Arg, ArgMatches};
 use serde::Serialize;
 
 pub use crate::duration::{DURATION_FORM, format_duration, parse_duration};
-pub use crate::settings::{Config, EngineTransport, SETTINGS, Setting, parse_bytes};
+pub use crate::settings::{Config, Durability, EngineTransport, SETTINGS, Setting, parse_bytes};
 
 /// Says where the system's config.toml is, for tests: a user who may run another farside, or this one otherwise, is
 /// bound by nothing that this one reads.

@@ -33,6 +33,7 @@ enum Form {
     BytesOrNone,
     Text,
     Transport,
+    Durability,
     LogFilter,
 }
 
@@ -51,6 +52,7 @@ impl Setting {
             Form::BytesOrNone => value == "none" || parse_bytes(value).is_some(),
             Form::Text => !value.contains('\0'),
             Form::Transport => transport(value).is_some(),
+            Form::Durability => durability(value).is_some(),
             Form::LogFilter => tracing_subscriber::EnvFilter::try_new(value).is_ok(),
         };
         if good { Ok(()) } else { Err(self.form()) }
@@ -65,6 +67,7 @@ impl Setting {
             Form::BytesOrNone => "a size like 500M, 10G or 1T, or none".to_owned(),
             Form::Text => "a text in one piece".to_owned(),
             Form::Transport => "auto, ipc or tcp".to_owned(),
+            Form::Durability => "process or power".to_owned(),
             Form::LogFilter => {
                 "error, warn, info, debug, trace, or targets like farside=debug".to_owned()
             }
@@ -79,6 +82,7 @@ impl Setting {
             Form::BytesOrNone => "SIZE",
             Form::Text => "TEXT",
             Form::Transport => "TRANSPORT",
+            Form::Durability => "DURABILITY",
             Form::LogFilter => "FILTER",
         }
     }
@@ -228,6 +232,20 @@ pub const SETTINGS: &[Setting] = &[
         "How much all sessions' records may take; those of the longest ended sessions go first",
     ),
     setting(
+        "journal_bytes_max",
+        "journal-bytes-max",
+        "2G",
+        Form::BytesOrNone,
+        "How much a session's journal may take; past it, outputs of finished executions are compacted, the oldest first",
+    ),
+    setting(
+        "durability",
+        "durability",
+        "process",
+        Form::Durability,
+        "What an output survives from the moment a frontend has it: the death of any process, or a power cut too",
+    ),
+    setting(
         "engine_start_timeout",
         "engine-start-timeout",
         "60s",
@@ -261,6 +279,15 @@ pub enum EngineTransport {
     Tcp,
 }
 
+/// What a record survives once its append has returned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Durability {
+    /// The death of any process.
+    Process,
+    /// A power cut, too.
+    Power,
+}
+
 /// All settings, valid. `None` is a limit that was switched off (`none`); an empty text is one that was not given.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -281,6 +308,8 @@ pub struct Config {
     pub notify_after: Duration,
     pub keep_records: Option<Duration>,
     pub keep_records_bytes: Option<u64>,
+    pub journal_bytes_max: Option<u64>,
+    pub durability: Durability,
     pub engine_start_timeout: Duration,
     pub engine_transport: EngineTransport,
     pub log: String,
@@ -321,6 +350,8 @@ impl Config {
             notify_after: duration("notify_after"),
             keep_records: limit("keep_records"),
             keep_records_bytes: parse_bytes(text("keep_records_bytes")),
+            journal_bytes_max: parse_bytes(text("journal_bytes_max")),
+            durability: durability(text("durability")).expect("was checked"),
             engine_start_timeout: duration("engine_start_timeout"),
             engine_transport: transport(text("engine_transport")).expect("was checked"),
             log: text("log").to_owned(),
@@ -362,6 +393,14 @@ fn transport(text: &str) -> Option<EngineTransport> {
         "auto" => Some(EngineTransport::Auto),
         "ipc" => Some(EngineTransport::Ipc),
         "tcp" => Some(EngineTransport::Tcp),
+        _ => None,
+    }
+}
+
+fn durability(text: &str) -> Option<Durability> {
+    match text {
+        "process" => Some(Durability::Process),
+        "power" => Some(Durability::Power),
         _ => None,
     }
 }

@@ -54,6 +54,7 @@ fn append_until_killed(dir: &Path) {
         dir,
         WriterOptions {
             segment_bytes: 500_000,
+            ..WriterOptions::default()
         },
     )
     .unwrap();

@@ -17,6 +17,7 @@ const CLIENT: Uuid = Uuid::from_u128(0x0011_2233_4455_6677_8899_aabb_ccdd_eeff);
 /// Small enough that the golden journal has several segments.
 const OPTIONS: WriterOptions = WriterOptions {
     segment_bytes: 2500,
+    sync: false,
 };
 
 fn golden() -> PathBuf {

@@ -42,6 +42,7 @@ fn the_table_has_every_setting_as_it_is() {
             "size or `none`" => (&["10G", "none"], &["90m"]),
             "text" => (&["any `text`"], &["a\0b"]),
             "`auto`, `ipc`, `tcp`" => (&["auto", "ipc", "tcp"], &["udp"]),
+            "`process`, `power`" => (&["process", "power"], &["disk"]),
             "level or targets" => (&["debug", "farside=debug"], &["a=b=c"]),
             other => panic!("{key}: say here what `{other}` takes"),
         };

@@ -99,7 +99,7 @@ fn replay(
     );
     let mut compactor = Compactor::new(Limits::default(), &hint);
     let outputs = match places.start.or(places.request) {
-        Some(from) => Outputs::open(&dir, info.n, from, places.last_seq)?,
+        Some(from) => Outputs::open_near(&dir, info.n, from, places.first_seq, places.last_seq)?,
         None => Outputs::from_seq(&dir, info.n, places.first_seq, places.last_seq)?,
     };
     for item in outputs {

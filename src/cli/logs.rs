@@ -124,9 +124,11 @@ impl Cursor {
                 .or(info.places.last)
         });
         let reader = match (from, execution) {
-            (Some(position), _) => Reader::open_at(dir, position)?,
+            (Some(position), Some(info)) => {
+                Reader::open_near(dir, position, info.places.first_seq)?
+            }
             (None, Some(info)) => Reader::open(dir, info.places.first_seq)?,
-            (None, None) => Reader::open(dir, 1)?,
+            (_, None) => Reader::open(dir, 1)?,
         };
         let until_seq = execution.map_or(u64::MAX, |info| info.places.last_seq);
         let execution = execution.map(|info| info.n);

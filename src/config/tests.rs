@@ -61,6 +61,8 @@ fn defaults_are_those_of_the_list() {
             notify_after: Duration::from_secs(600),
             keep_records: hours(14 * 24),
             keep_records_bytes: Some(10_000_000_000),
+            journal_bytes_max: Some(2_000_000_000),
+            durability: crate::settings::Durability::Process,
             engine_start_timeout: Duration::from_secs(60),
             engine_transport: EngineTransport::Auto,
             log: "info".to_owned(),

@@ -656,7 +656,7 @@ fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
         let mut reader = cursor(&log, from_the_start());
         assert_eq!(read_until(&mut reader, 1).await, [1]);
         {
-            let mut appending = std::pin::pin!(log.append_large(huge(2)));
+            let mut appending = std::pin::pin!(log.append_apart(vec![huge(2)]));
             assert!(is_pending(appending.as_mut()).await);
             assert_eq!(read_until(&mut reader, 2).await, [2]);
             assert_eq!(tail.last_seq(), 1);
@@ -686,7 +686,7 @@ fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
     block_on(async {
         let mut reader = cursor(&log, None);
         for seq in [1, 2] {
-            let appended = log.append_large(huge(seq)).await;
+            let appended = log.append_apart(vec![huge(seq)]).await;
             match seq {
                 1 => assert!(matches!(appended, Appended::Failed(_))),
                 _ => assert!(matches!(appended, Appended::StillFailing)),
@@ -694,7 +694,7 @@ fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
             assert_eq!(read_until(&mut reader, seq).await, [seq]);
             assert_eq!(log.tail().last_seq(), seq);
         }
-        let healed = log.append_large(huge(4)).await;
+        let healed = log.append_apart(vec![huge(4)]).await;
         assert!(matches!(healed, Appended::Healed(1)));
     });
 }

@@ -62,6 +62,7 @@ pub(super) struct Digests(Arc<Shared>);
 
 struct Shared {
     dir: PathBuf,
+    tail: Tail,
     session: String,
     wake: mpsc::Sender<Wake>,
     /// A [`Wake::Look`] is on its way.
@@ -90,6 +91,7 @@ impl Digester {
         let (done, told) = watch::channel(source.seq());
         let shared = Arc::new(Shared {
             dir: source.tail().dir().to_owned(),
+            tail: source.tail().clone(),
             session: session.to_owned(),
             wake,
             woken: AtomicBool::new(false),
@@ -163,6 +165,9 @@ impl Digests {
             }
         }
         let (shared, replay) = (self.0.clone(), replay.clone());
+        // What it reads stays as it is until it has it.
+        let own = replay.session.is_empty();
+        let _pin = own.then(|| shared.tail.pin(replay.first_seq));
         let made = tokio::task::spawn_blocking(move || shared.read(&replay)).await;
         Arc::new(match made {
             Ok(Ok(outputs)) => outputs,
@@ -218,7 +223,10 @@ impl Shared {
                         .for_each(|(msg_type, message)| gathered.push(msg_type, message));
                     journal::Outputs::from_seq(&dir, replay.n, from, last_seq)?
                 }
-                Some(_) | None => journal::Outputs::open(&dir, replay.n, first, last_seq)?,
+                Some(_) | None => {
+                    let from = replay.first_seq;
+                    journal::Outputs::open_near(&dir, replay.n, first, from, last_seq)?
+                }
             },
         };
         for item in records {

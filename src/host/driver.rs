@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
+use super::compaction::{self, Compaction};
 use super::cursor::Cursor;
 use super::digest::Digester;
 use super::elsewhere;
@@ -27,7 +28,8 @@ use super::lookup::Lookups;
 use super::notify::Notifier;
 use super::status_file::StatusFile;
 use super::usage::{Sampler, Target};
-use crate::journal::record::{ClientId, Micros, Record};
+use crate::config::Durability;
+use crate::journal::record::{ClientId, Micros};
 use crate::journal::{Writer, WriterOptions};
 use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::{Frame, Refusal, Welcome};
@@ -35,6 +37,7 @@ use crate::process::PidFd;
 use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event, Gap};
 use crate::session::state::State;
+use crate::session::turn::{Todo, Turn};
 use crate::session::usage::Roots;
 use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
 use crate::wire::message::HeaderFields;
@@ -129,6 +132,10 @@ struct Driver {
     core: Core,
     log: Log,
     lookups: Lookups,
+    compaction: Compaction,
+    durability: Durability,
+    /// That of the last append.
+    segment: Option<u32>,
     digester: Digester,
     keeper: Keeper,
     engine: EngineDriver,
@@ -140,9 +147,8 @@ struct Driver {
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
     next_stream: StreamId,
+    turn: Turn,
     /// Of this turn.
-    records: Vec<Arc<Record>>,
-    after: Vec<Effect>,
     acks: HashMap<StreamId, u64>,
     /// What was read from the engine for this turn.
     kept: Vec<Kept>,
@@ -207,7 +213,14 @@ pub(super) async fn run(
     }
     let config = loaded.config.clone();
     session.dir.ensure_sockets_dir()?;
-    let (writer, recovered) = Writer::open(&session.dir.journal(), WriterOptions::default())?;
+    let options = WriterOptions {
+        segment_bytes: compaction::segment_bytes(config.journal_bytes_max),
+        sync: match config.durability {
+            Durability::Process => false,
+            Durability::Power => true,
+        },
+    };
+    let (writer, recovered) = Writer::open(&session.dir.journal(), options)?;
     let mut state = recovered
         .checkpoint
         .as_ref()
@@ -249,11 +262,16 @@ pub(super) async fn run(
         .map(|execution| execution.first_seq)
         .min();
     let first_live = first_live.unwrap_or(recovered.next_seq);
+    let lookups = Lookups::start(&session, inbox.clone())?;
+    let replacer = lookups.replacer(log.tail());
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
         digester: Digester::start(&session.json.id, log.tail(), first_live)?,
+        compaction: Compaction::start(config.journal_bytes_max, log.tail(), replacer)?,
+        durability: config.durability,
+        segment: log.segment(),
         log,
-        lookups: Lookups::start(&session, inbox.clone())?,
+        lookups,
         engine: EngineDriver::new(
             session.clone(),
             inbox.clone(),
@@ -271,8 +289,7 @@ pub(super) async fn run(
         clients: HashMap::new(),
         streams: HashMap::new(),
         next_stream: 0,
-        records: Vec::new(),
-        after: Vec::new(),
+        turn: Turn::default(),
         acks: HashMap::new(),
         kept: Vec::new(),
         commands: HashMap::new(),
@@ -348,7 +365,7 @@ impl Driver {
             self.core.state().engine_start_time,
         );
         let effects = self.core.open(std::process::id(), clocks::now());
-        self.take(effects);
+        self.turn.take(effects);
         if let (generation, Some(pid), start_time) = engine {
             self.adopt(generation, pid, start_time, gap_from, held);
         }
@@ -495,16 +512,7 @@ impl Driver {
 
     fn event(&mut self, event: Event) {
         let effects = self.core.handle(event, clocks::now());
-        self.take(effects);
-    }
-
-    fn take(&mut self, effects: Vec<Effect>) {
-        for effect in effects {
-            match effect {
-                Effect::Record(record) => self.records.push(Arc::new(record)),
-                later => self.after.push(later),
-            }
-        }
+        self.turn.take(effects);
     }
 
     fn input(&mut self, input: Input) {
@@ -532,7 +540,7 @@ impl Driver {
                             heard,
                         };
                         let effects = self.core.handle(event, now);
-                        self.take(effects);
+                        self.turn.take(effects);
                     }
                 }
             }
@@ -604,15 +612,14 @@ impl Driver {
 
     /// Writes what this turn brought, and then does the rest of it.
     fn commit(&mut self) {
-        while !self.records.is_empty() || !self.after.is_empty() {
-            let records = std::mem::take(&mut self.records);
-            if !records.is_empty() {
-                let appended = self.log.append(records);
-                self.appended(appended);
-                self.checkpoint_if_wanted();
-            }
-            for effect in std::mem::take(&mut self.after) {
-                self.carry_out(effect);
+        while let Some(todo) = self.turn.next() {
+            match todo {
+                Todo::Append(records) => {
+                    let appended = self.log.append(records);
+                    self.appended(appended);
+                    self.checkpoint_if_wanted();
+                }
+                Todo::Do(effect) => self.carry_out(effect),
             }
         }
         for (stream, number) in std::mem::take(&mut self.acks) {
@@ -620,19 +627,33 @@ impl Driver {
         }
     }
 
-    /// Writes this turn's records up to the last large one; [`Driver::commit`] does the rest.
+    /// Writes what takes long, on another thread: this turn's records up to the last large one; all of them, in one go,
+    /// where the disk is waited for. [`Driver::commit`] does the rest.
     async fn append_large(&mut self) {
+        if self.durability == Durability::Power {
+            let records = std::mem::take(self.turn.records());
+            if !records.is_empty() {
+                let appended = self.log.append_apart(records).await;
+                self.appended(appended);
+                self.checkpoint_if_wanted();
+            }
+            return;
+        }
         let mut any = false;
-        while let Some(at) = self.records.iter().position(|record| is_large(record)) {
-            let behind = self.records.split_off(at + 1);
-            let large = self.records.pop();
-            let before = std::mem::replace(&mut self.records, behind);
+        loop {
+            let records = self.turn.records();
+            let Some(at) = records.iter().position(|record| is_large(record)) else {
+                break;
+            };
+            let behind = records.split_off(at + 1);
+            let large = records.pop();
+            let before = std::mem::replace(records, behind);
             if !before.is_empty() {
                 let appended = self.log.append(before);
                 self.appended(appended);
             }
             if let Some(large) = large {
-                let appended = self.log.append_large(large).await;
+                let appended = self.log.append_apart(vec![large]).await;
                 self.appended(appended);
                 any = true;
             }
@@ -644,6 +665,11 @@ impl Driver {
 
     /// What it adds to the turn's records stands behind them.
     fn appended(&mut self, appended: Appended) {
+        let segment = self.log.segment();
+        if segment != self.segment {
+            self.segment = segment;
+            self.compaction.look();
+        }
         let bytes = self.log.shown_bytes();
         self.lookups.catch_up(bytes);
         self.digester.appended(bytes);
@@ -659,13 +685,13 @@ impl Driver {
     fn checkpoint_if_wanted(&mut self) {
         if self.log.wants_checkpoint() {
             let effects = self.core.checkpoint(clocks::now());
-            self.take(effects);
+            self.turn.take(effects);
         }
     }
 
     fn carry_out(&mut self, effect: Effect) {
         match effect {
-            Effect::Record(record) => self.records.push(Arc::new(record)),
+            Effect::Record(record) => self.turn.records().push(Arc::new(record)),
             Effect::ToEngine(channel, message) => self.engine.send(channel, message),
             Effect::StartEngine { generation } => match self.engine.start(generation) {
                 Ok(spawn) => self.tell_keeper(spawn),
@@ -1158,6 +1184,7 @@ impl Driver {
     fn leave(mut self) {
         tracing::info!("making room for another host");
         self.commit();
+        self.compaction.finish();
         self.lookups.finish();
         self.digester.finish();
         self.status_file.finish();
@@ -1168,6 +1195,7 @@ impl Driver {
     async fn close(mut self) -> Notifier {
         self.commit();
         self.hooks.finish();
+        self.compaction.finish();
         self.lookups.finish();
         self.digester.finish();
         self.write_status();

@@ -267,9 +267,10 @@ impl EngineDriver {
         ));
         self.current = Some(Current {
             endpoints,
+            // One that is taken over had bound them for the host before.
+            bound: process.is_some(),
             process,
             up: Vec::new(),
-            bound: false,
             connected: false,
             stopping: false,
             senders,

@@ -5,7 +5,7 @@
 //! begun by then, and who sends it holds its end back ([`Tail::wait_tried`]). Where the append failed, readers that
 //! keep up still get the record (a full disk does not stop a live stream), and the session says that it is not kept.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,7 +28,7 @@ const RECORD_BYTES: usize = 256;
 
 /// See the module. One writer; any number of [`Tail`]s.
 pub struct Log {
-    /// `None`: it is with the thread of [`Log::append_large`].
+    /// `None`: it is with the thread of [`Log::append_apart`].
     writer: Option<Writer>,
     tail: Tail,
     last: watch::Sender<Last>,
@@ -54,6 +54,7 @@ pub enum Appended {
 #[derive(Clone)]
 pub struct Tail {
     shared: Arc<Mutex<Shared>>,
+    pins: Arc<Mutex<Pins>>,
     last: watch::Receiver<Last>,
     dir: PathBuf,
 }
@@ -63,7 +64,7 @@ pub struct Tail {
 struct Last {
     /// Of those whose append was tried.
     tried: u64,
-    /// Of those that readers may look at: the same, or one more while a large record is being appended.
+    /// Of those that readers may look at: the same, or more while an append goes on on another thread.
     shown: u64,
 }
 
@@ -73,6 +74,31 @@ impl Last {
             tried: seq,
             shown: seq,
         }
+    }
+}
+
+/// A reader's place: records behind it are not taken away (`compaction`), as long as this lives.
+pub struct Pin {
+    pins: Arc<Mutex<Pins>>,
+    id: u64,
+}
+
+#[derive(Default)]
+struct Pins {
+    next_id: u64,
+    places: HashMap<u64, u64>,
+}
+
+impl Pin {
+    /// The reader has come to here.
+    pub fn set(&self, seq: u64) {
+        lock(&self.pins).places.insert(self.id, seq);
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        lock(&self.pins).places.remove(&self.id);
     }
 }
 
@@ -88,6 +114,7 @@ impl Log {
         let (last, receiver) = watch::channel(Last::tried(last_seq));
         let tail = Tail {
             shared: Arc::default(),
+            pins: Arc::default(),
             last: receiver,
             dir: dir.to_owned(),
         };
@@ -130,6 +157,11 @@ impl Log {
         self.writer.as_ref().is_some_and(Writer::wants_checkpoint)
     }
 
+    /// Number of the segment that is appended to; `None` while a large record is.
+    pub fn segment(&self) -> Option<u32> {
+        self.writer.as_ref().map(Writer::segment)
+    }
+
     /// Appends in one go, then shows the records to the readers.
     pub fn append(&mut self, records: Vec<Arc<Record>>) -> Appended {
         let Some(newest) = records.last() else {
@@ -146,15 +178,19 @@ impl Log {
         self.appended(result, now)
     }
 
-    /// Appends one record on another thread; the readers have it meanwhile. Not to be cancelled.
-    pub async fn append_large(&mut self, record: Arc<Record>) -> Appended {
-        let (seq, now) = (record.seq, record.time);
+    /// Appends in one go on another thread: for what takes long, by its size or because the disk is waited for. The
+    /// readers have it meanwhile. Not to be cancelled.
+    pub async fn append_apart(&mut self, records: Vec<Arc<Record>>) -> Appended {
+        let Some(newest) = records.last() else {
+            return Appended::Kept;
+        };
+        let (seq, now) = (newest.seq, newest.time);
         let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
-                self.shown_bytes += self.tail.lock().extend(vec![record.clone()]);
+                self.shown_bytes += self.tail.lock().extend(records.clone());
                 self.last.send_modify(|last| last.shown = seq);
                 let appending = tokio::task::spawn_blocking(move || {
-                    let result = writer.append(&[record]).map(drop);
+                    let result = writer.append(&records).map(drop);
                     (writer, result)
                 });
                 match appending.await {
@@ -170,7 +206,7 @@ impl Log {
                 }
             }
             None => {
-                self.shown_bytes += self.tail.lock().extend(vec![record]);
+                self.shown_bytes += self.tail.lock().extend(records);
                 Err(self.closed.map_or_else(lost, io::Error::other))
             }
         };
@@ -197,8 +233,31 @@ impl Log {
 
 impl Tail {
     fn lock(&self) -> MutexGuard<'_, Shared> {
-        // What is in it is whole at every step, also where a holder panicked.
-        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.shared)
+    }
+
+    /// The place of a reader that has seen the records up to `seq`.
+    pub fn pin(&self, seq: u64) -> Pin {
+        let mut pins = lock(&self.pins);
+        pins.next_id += 1;
+        let id = pins.next_id;
+        pins.places.insert(id, seq);
+        drop(pins);
+        Pin {
+            pins: self.pins.clone(),
+            id,
+        }
+    }
+
+    /// Whether every reader has come to `seq` or further.
+    pub fn was_read_up_to(&self, seq: u64) -> bool {
+        lock(&self.pins).places.values().all(|&place| place >= seq)
+    }
+
+    /// Makes a quick change if every reader has come to `seq` or further; none can go back meanwhile.
+    pub fn if_read_up_to<T>(&self, seq: u64, change: impl FnOnce() -> T) -> Option<T> {
+        let pins = lock(&self.pins);
+        (pins.places.values().all(|&place| place >= seq)).then(change)
     }
 
     /// Number of the newest record whose append was tried.
@@ -262,6 +321,11 @@ impl Tail {
     }
 }
 
+/// What is in these is whole at every step, also where a holder panicked.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Shared {
     /// Gives what they cost.
     fn extend(&mut self, records: Vec<Arc<Record>>) -> u64 {
@@ -280,7 +344,7 @@ impl Shared {
     }
 }
 
-/// Whether a record is one for [`Log::append_large`].
+/// Whether a record is one for [`Log::append_apart`].
 pub fn is_large(record: &Record) -> bool {
     cost(record) >= LARGE_BYTES
 }

@@ -1,5 +1,6 @@
 //! The index thread: keeps the index up with the log, and looks things up for the core.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 use super::driver::Input;
 use super::elsewhere::{Elsewhere, Failure, Named, journal_selector, summary, with_reply};
 use super::inbox::Inbox;
-use crate::journal::{self, Index};
+use super::log::Tail;
+use crate::journal::{self, Index, IndexError, Prepared};
 use crate::session::event::{Answer, Event, Query, Selector, Target};
 use crate::state_dir::Session;
 
@@ -37,6 +39,45 @@ enum Task {
     /// At once.
     Hurry,
     Query(u64, Query, serde_json::Value),
+    Replace {
+        prepared: Prepared,
+        /// Puts the segment in its place; `None`: not now.
+        commit: Commit,
+        done: mpsc::Sender<io::Result<bool>>,
+    },
+}
+
+type Commit = Box<dyn FnOnce(&Prepared) -> Option<io::Result<()>> + Send>;
+
+/// How a compacted segment gets its place: in the index thread, so that the index always knows where things are.
+#[derive(Clone)]
+pub struct Replacer {
+    tail: Tail,
+    sender: mpsc::SyncSender<Task>,
+}
+
+impl Replacer {
+    /// Puts it in its place. `false`: it was dropped, since a reader stands before `last_seq` and is waited for
+    /// (`waits`).
+    pub fn replace(&self, prepared: Prepared, last_seq: u64, waits: bool) -> io::Result<bool> {
+        let tail = self.tail.clone();
+        let commit: Commit = Box::new(move |prepared| {
+            if waits {
+                tail.if_read_up_to(last_seq, || prepared.commit())
+            } else {
+                Some(prepared.commit())
+            }
+        });
+        let (done, result) = mpsc::channel();
+        let task = Task::Replace {
+            prepared,
+            commit,
+            done,
+        };
+        let gone = || io::Error::other("the index thread has ended");
+        self.sender.send(task).map_err(|_| gone())?;
+        result.recv().map_err(|_| gone())?
+    }
 }
 
 /// Look-ups that may wait. Past it the core waits for the index.
@@ -58,6 +99,12 @@ impl Lookups {
             sender: Some(sender),
             thread: Some(thread),
         })
+    }
+
+    /// For who compacts the journal. It must be gone before [`Lookups::finish`].
+    pub fn replacer(&self, tail: Tail) -> Option<Replacer> {
+        let sender = self.sender.clone()?;
+        Some(Replacer { tail, sender })
     }
 
     /// New records are in the log: so many bytes in all. Never waits: what is skipped is caught up with the next.
@@ -116,6 +163,13 @@ fn run(
                 };
                 inbox.send_now(Input::Event(Event::Answer { id, answer }));
             }
+            Ok(Task::Replace {
+                prepared,
+                commit,
+                done,
+            }) => {
+                let _ = done.send(replace(&mut index, &dir, prepared, commit));
+            }
             Ok(Task::Hurry) | Err(RecvTimeoutError::Timeout) => {
                 due = None;
                 // Cleared first: what comes from now on is told anew.
@@ -145,6 +199,42 @@ fn catch_up<'a>(index: &'a mut Option<Index>, dir: &Path) -> Option<&'a mut Inde
         *index = None;
     }
     index.as_mut()
+}
+
+/// `false`: a reader has come to stand where it would be disturbed.
+fn replace(
+    index: &mut Option<Index>,
+    dir: &Path,
+    prepared: Prepared,
+    commit: Commit,
+) -> io::Result<bool> {
+    let mut done = None;
+    let commit = |prepared: &Prepared| match commit(prepared) {
+        Some(result) => {
+            done = Some(result.is_ok());
+            result
+        }
+        None => Err(io::ErrorKind::WouldBlock.into()),
+    };
+    let result = match catch_up(index, dir) {
+        Some(index) => index.replace(&prepared, commit),
+        // It will be made anew, from the files as they are then.
+        None => commit(&prepared).map_err(IndexError::from),
+    };
+    match (done, result) {
+        (None, _) => Ok(false),
+        (Some(true), result) => {
+            if let Err(error) = result {
+                tracing::error!(%error, "the journal's index is made anew");
+                *index = None;
+            }
+            prepared.clean().map(|()| true)
+        }
+        (Some(false), result) => Err(io::Error::other(result.err().map_or_else(
+            || "a compacted segment could not be put in its place".to_owned(),
+            |error| error.to_string(),
+        ))),
+    }
 }
 
 fn answer(

@@ -4,7 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
-use super::log::Tail;
+use super::log::{Pin, Tail};
 use crate::journal::record::Record;
 use crate::journal::{Item, Reader};
 
@@ -17,6 +17,8 @@ pub(super) struct Source {
     /// The last record that was given, or passed over.
     seq: u64,
     disk: Option<Reader>,
+    /// What is behind the place is not compacted away.
+    pin: Pin,
 }
 
 /// What was read of the files, as it was read.
@@ -26,6 +28,7 @@ impl Source {
     /// What lies behind record `seq`.
     pub fn new(tail: Tail, seq: u64) -> Self {
         Self {
+            pin: tail.pin(seq),
             tail,
             seq,
             disk: None,
@@ -50,6 +53,8 @@ impl Source {
 
     /// Waits until there is a record behind this place. `false`: there will be none, the host ends.
     pub async fn wait(&mut self) -> bool {
+        // All that was given is handled.
+        self.pin.set(self.seq);
         self.tail.wait_behind(self.seq).await
     }
 
@@ -111,6 +116,8 @@ impl Source {
     }
 
     fn given(&mut self, records: Vec<Arc<Record>>) -> Vec<Arc<Record>> {
+        // What was given before was handled.
+        self.pin.set(self.seq);
         if let Some(last) = records.last() {
             self.seq = last.seq;
         }

@@ -125,6 +125,9 @@ impl Head {
             client: (fixed[2] & FLAG_CLIENT != 0).then_some(client),
         };
         match head.kind {
+            _ if head.seq == u64::MAX => {
+                Err(DecodeError::BadTable("a number that none can follow"))
+            }
             Kind::Request | Kind::Reply if head.client.is_none() => {
                 Err(DecodeError::BadTable("a request or reply without a client"))
             }
@@ -473,6 +476,29 @@ impl Frame {
     }
 }
 
+impl Frame {
+    /// The frame of the same body at another place. `head`: fixed head and part table.
+    pub fn moved(&self, segment: u32, offset: u64, head: &[u8]) -> [u8; FRAME_BYTES] {
+        let head_crc = self.compute_head_crc(segment, offset, head);
+        Self { head_crc, ..*self }.encode()
+    }
+
+    fn encode(&self) -> [u8; FRAME_BYTES] {
+        let mut out = [0; FRAME_BYTES];
+        out[..4].copy_from_slice(&FRAME_MAGIC);
+        out[4..8].copy_from_slice(&self.head_crc.to_le_bytes());
+        out[8..12].copy_from_slice(&self.payload_crc.to_le_bytes());
+        out[12..16].copy_from_slice(&self.head_bytes.to_le_bytes());
+        out[16..].copy_from_slice(&self.body_bytes.to_le_bytes());
+        out
+    }
+}
+
+/// Whether a payload is that of a [`Note::Compacted`]: told without reading it as JSON.
+pub fn is_compacted_note(payload: &[u8]) -> bool {
+    payload.starts_with(br#"{"note":"compacted""#)
+}
+
 /// Appends frame, head and part table of a record that will lie at `offset` of segment number `segment`. A note
 /// is then complete; of a message, the parts have to follow. Also returns the bytes of the whole: frame, head,
 /// table and payload.
@@ -496,12 +522,7 @@ pub fn write_framed<'a>(
         body_bytes: (head.len() + payload.size_bytes()) as u64,
     };
     frame.head_crc = frame.compute_head_crc(segment, offset, head);
-    let fixed = &mut out[start..start + FRAME_BYTES];
-    fixed[..4].copy_from_slice(&FRAME_MAGIC);
-    fixed[4..8].copy_from_slice(&frame.head_crc.to_le_bytes());
-    fixed[8..12].copy_from_slice(&frame.payload_crc.to_le_bytes());
-    fixed[12..16].copy_from_slice(&frame.head_bytes.to_le_bytes());
-    fixed[16..24].copy_from_slice(&frame.body_bytes.to_le_bytes());
+    out[start..start + FRAME_BYTES].copy_from_slice(&frame.encode());
     let length = FRAME_BYTES as u64 + frame.body_bytes;
     match payload {
         Payload::Message(message) => (Some(message), length),

@@ -128,6 +128,14 @@ fn note() -> impl Strategy<Value = Note> {
             }
         }),
         any::<String>().prop_map(|session| Note::PredecessorTold { session }),
+        (any::<u64>(), any::<u64>(), any::<i64>(), any::<i64>()).prop_map(
+            |(n, until, outputs, bytes)| Note::Compacted {
+                n,
+                until,
+                outputs,
+                bytes
+            }
+        ),
         (client(), any::<String>())
             .prop_map(|(client, msg_id)| Note::AttachEnded { client, msg_id }),
         json().prop_map(|state| Note::Checkpoint { state }),

@@ -19,6 +19,8 @@ const VERSION: u32 = 1;
 
 const MAGIC: [u8; 8] = *b"FARSIDEG";
 
+const PREFIX: &str = "digest-";
+
 /// Magic, version, number of messages, execution, last seq.
 const HEADER_BYTES: usize = 8 + 4 + 4 + 8 + 8;
 
@@ -57,8 +59,33 @@ pub fn write(dir: &Path, n: ExecutionNumber, digest: &Digest) -> io::Result<()> 
     placed
 }
 
+/// Takes all of them away, and gives their bytes: where there is no room, they can be made again.
+pub fn remove_all(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(bytes)
+}
+
+/// Bytes of all of them together.
+pub fn total_bytes(dir: &Path) -> io::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PREFIX) {
+            bytes += entry.metadata().map_or(0, |metadata| metadata.len());
+        }
+    }
+    Ok(bytes)
+}
+
 fn path(dir: &Path, n: ExecutionNumber) -> PathBuf {
-    dir.join(format!("digest-{n:08}"))
+    dir.join(format!("{PREFIX}{n:08}"))
 }
 
 fn encode(n: ExecutionNumber, digest: &Digest) -> Vec<u8> {

@@ -141,6 +141,21 @@ struct InputContent {
     execution_count: Option<u64>,
 }
 
+impl Places {
+    /// Some of the segments were replaced by one; `new`: what a fold over that one gives.
+    pub(super) fn move_from(&mut self, replaced: &[u32], new: &Self) {
+        let moved = |old: Option<Position>, new: Option<Position>| match old {
+            Some(position) if replaced.contains(&position.segment) => new,
+            other => other,
+        };
+        self.request = moved(self.request, new.request);
+        self.start = moved(self.start, new.start);
+        self.last = moved(self.last, new.last);
+        self.reply = moved(self.reply, new.reply);
+        self.input = moved(self.input, new.input);
+    }
+}
+
 impl Rows {
     /// Takes one record in. `load` gives a row that was written before, if there is one.
     pub fn apply<E: From<io::Error>>(
@@ -237,7 +252,16 @@ impl Rows {
                 info.state = state;
                 info.reason = reason;
             }
+            Note::Compacted {
+                n, outputs, bytes, ..
+            } if outputs != 0 || bytes != 0 => {
+                // What it once had counts, not what was left of it.
+                let info = &mut self.tracked(n, found, load)?.info;
+                info.outputs = info.outputs.saturating_add_signed(outputs);
+                info.bytes = info.bytes.saturating_add_signed(bytes);
+            }
             Note::HostStarted { .. }
+            | Note::Compacted { .. }
             | Note::EngineReady { .. }
             | Note::Interrupted
             | Note::Restarting
@@ -271,6 +295,18 @@ impl Rows {
         found: &Scanned,
         load: impl FnOnce(ExecutionNumber) -> Result<Option<ExecutionInfo>, E>,
     ) -> Result<&mut ExecutionInfo, E> {
+        let tracked = self.tracked(n, found, load)?;
+        tracked.info.places.last = Some(found.position);
+        tracked.info.places.last_seq = found.head.seq;
+        Ok(&mut tracked.info)
+    }
+
+    fn tracked<E>(
+        &mut self,
+        n: ExecutionNumber,
+        found: &Scanned,
+        load: impl FnOnce(ExecutionNumber) -> Result<Option<ExecutionInfo>, E>,
+    ) -> Result<&mut Tracked, E> {
         let tracked = match self.executions.entry(n) {
             std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
             std::collections::btree_map::Entry::Vacant(entry) => {
@@ -282,9 +318,7 @@ impl Rows {
             }
         };
         tracked.changed = true;
-        tracked.info.places.last = Some(found.position);
-        tracked.info.places.last_seq = found.head.seq;
-        Ok(&mut tracked.info)
+        Ok(tracked)
     }
 
     pub fn list(&self, filter: &Filter) -> Vec<ExecutionInfo> {

@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
-use super::execution_rows::{ExecutionInfo, Filter, Rows, Selector, SessionRow};
-use super::scan::{Found, HEADS_CHUNK_BYTES, LogScan, Scanned};
+use super::execution_rows::{ExecutionInfo, Filter, Rows, Selector, SessionRow, Tracked};
+use super::rewrite::Prepared;
+use super::scan::{Found, HEADS_CHUNK_BYTES, LogScan, Scanned, SegmentScan, Step};
 use super::segments::Position;
 use super::sql;
 
@@ -102,6 +103,62 @@ impl Index {
         })
     }
 
+    /// Puts a compacted segment in its place, and says where the records in it are now. Dying in between, it leaves an
+    /// index that has no place in the log, and is rebuilt.
+    pub fn replace(
+        &mut self,
+        prepared: &Prepared,
+        commit: impl FnOnce(&Prepared) -> io::Result<()>,
+    ) -> Result<(), IndexError> {
+        self.catch_up()?;
+        let Some(place) = sql::place(&self.connection)? else {
+            return Ok(commit(prepared)?);
+        };
+        let (segment, replaced) = (prepared.segment(), prepared.replaced());
+        sql::forget_place(&self.connection)?;
+        if let Err(error) = commit(prepared) {
+            sql::write(&mut self.connection, &mut Rows::default(), place)?;
+            return Err(error.into());
+        }
+        if replaced.contains(&place.position.segment) {
+            return self.rebuild();
+        }
+        let mut moved = Rows::default();
+        let (mut scan, _) = SegmentScan::open(&self.dir, segment, HEADS_CHUNK_BYTES)?;
+        loop {
+            match scan.step()? {
+                Step::Record(found) => {
+                    moved.apply(&found, &mut scan, |_| Ok::<_, io::Error>(None))?;
+                }
+                Step::Damaged(_) => {}
+                Step::End => break,
+            }
+        }
+        let mut rows = Rows {
+            session: self.rows.session.clone(),
+            ..Rows::default()
+        };
+        for (n, new) in moved.executions {
+            if let Some(mut info) = sql::select(&self.connection, &Selector::Number(n))? {
+                info.places.move_from(replaced, &new.info.places);
+                rows.executions.insert(
+                    n,
+                    Tracked {
+                        info,
+                        changed: true,
+                    },
+                );
+            }
+        }
+        sql::write(&mut self.connection, &mut rows, place)?;
+        // The rows that it held are read again when they are wanted.
+        self.rows = Rows {
+            session: rows.session,
+            ..Rows::default()
+        };
+        Ok(())
+    }
+
     /// Executions, the newest first.
     pub fn executions(&self, filter: &Filter) -> Result<Vec<ExecutionInfo>, IndexError> {
         Ok(sql::list(&self.connection, filter)?)
@@ -138,12 +195,15 @@ impl Index {
             session: sql::session(&self.connection)?,
             ..Rows::default()
         };
-        if let Some(place) = sql::place(&self.connection)? {
-            match place.follow(&self.dir)? {
+        match sql::place(&self.connection)? {
+            Some(place) => match place.follow(&self.dir)? {
                 Some(scan) => return Ok(scan),
                 // The index is ahead of the log: a power cut took the log's tail.
                 None => self.rebuild()?,
-            }
+            },
+            // A host died while it put a compacted segment in its place.
+            None if sql::has_rows(&self.connection)? => self.rebuild()?,
+            None => {}
         }
         Ok(LogScan::open(&self.dir, 1, HEADS_CHUNK_BYTES)?)
     }

@@ -13,13 +13,17 @@ pub mod index;
 pub mod reader;
 pub mod record;
 pub mod recovery;
+pub mod rewrite;
 mod scan;
 pub mod segments;
 mod sql;
 pub mod writer;
 
+pub use codec::Kind;
 pub use execution_rows::{ExecutionInfo, Filter, Places, Selector, SessionRow};
 pub use index::{Index, IndexError, View};
 pub use reader::{Gap, Item, Outputs, Reader};
+pub use rewrite::{Prepared, Rewrite};
+pub use scan::{Scanned, SegmentScan as Segment, Step};
 pub use segments::Position;
 pub use writer::{Recovered, RecoveredRecord, Writer, WriterOptions};

@@ -64,6 +64,16 @@ impl Reader {
         })
     }
 
+    /// As [`Reader::open_at`], for one who looked the place up a while ago, and knows the seq of that record (or of one
+    /// before it): see [`Outputs::open_near`].
+    pub fn open_near(dir: &Path, position: Position, seq: u64) -> io::Result<Self> {
+        if is_there(dir, position, seq)? {
+            Self::open_at(dir, position)
+        } else {
+            Self::open(dir, seq)
+        }
+    }
+
     /// The next records, in order: as many as are there, up to about `max_bytes` (but at least one, however
     /// large). Empty: no more yet; ask again when there may be.
     ///
@@ -141,6 +151,22 @@ impl Outputs {
         })
     }
 
+    /// As [`Outputs::open`], for one who looked the place up a while ago: it may have been compacted since
+    /// ([`super::rewrite`]), and then the records are looked for by the first one's seq.
+    pub fn open_near(
+        dir: &Path,
+        execution: ExecutionNumber,
+        from: Position,
+        from_seq: u64,
+        until_seq: u64,
+    ) -> io::Result<Self> {
+        if is_there(dir, from, from_seq)? {
+            Self::open(dir, execution, from, until_seq)
+        } else {
+            Self::from_seq(dir, execution, from_seq, until_seq)
+        }
+    }
+
     /// As [`Outputs::open`], for one who knows the first record's seq and not its place.
     pub fn from_seq(
         dir: &Path,
@@ -190,6 +216,20 @@ impl Iterator for Outputs {
         self.done |= !matches!(next, Some(Ok(_)));
         next
     }
+}
+
+/// Whether a record with this seq, or one soon behind it, is at `position`.
+fn is_there(dir: &Path, position: Position, seq: u64) -> io::Result<bool> {
+    let mut segment = match SegmentScan::open(dir, position.segment, HEADS_CHUNK_BYTES) {
+        Ok((segment, _)) => segment,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) => return Err(error),
+    };
+    segment.seek(position.offset);
+    Ok(match segment.step()? {
+        Step::Record(found) => found.position == position && found.head.seq >= seq,
+        Step::Damaged(_) | Step::End => false,
+    })
 }
 
 /// Reads the record that `scan` gave last.

@@ -94,7 +94,10 @@ fn journal_bytes_in_an_output_are_not_taken_for_records() {
 #[test]
 fn a_damaged_segment_header_costs_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let options = WriterOptions { segment_bytes: 1 };
+    let options = WriterOptions {
+        segment_bytes: 1,
+        ..WriterOptions::default()
+    };
     let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
     for record in outputs(1..5) {
         writer.append(&[record]).unwrap();
@@ -139,6 +142,7 @@ fn a_reader_begins_at_any_seq_and_stops_at_any_size() {
         dir.path(),
         WriterOptions {
             segment_bytes: 2000,
+            ..WriterOptions::default()
         },
     )
     .unwrap();
@@ -203,6 +207,7 @@ fn a_reader_follows_a_writer_through_torn_tails_and_new_segments() {
             &path,
             WriterOptions {
                 segment_bytes: 300_000,
+                ..WriterOptions::default()
             },
         )
         .unwrap();

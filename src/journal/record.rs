@@ -344,6 +344,20 @@ pub enum Note {
         /// Whether.
         on: bool,
     },
+    /// Records were taken out to save room (`journal_bytes_max`): outputs of execution `n`, or old checkpoints (`n` 0).
+    /// They had the numbers from this record's own to `until`. What they showed, the execution's records that stayed show.
+    Compacted {
+        /// Whose.
+        n: ExecutionNumber,
+        /// Number of the last of them.
+        until: u64,
+        /// By how many outputs the execution had more than what stayed. Said once for each time it was compacted.
+        #[serde(default)]
+        outputs: i64,
+        /// By how many bytes.
+        #[serde(default)]
+        bytes: i64,
+    },
     /// A person was told what became of the session before this one.
     PredecessorTold {
         /// That session's id.

@@ -8,13 +8,14 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 
-use super::codec::{self, FRAME_BYTES, Frame, HEAD_BYTES, Head};
+use super::codec::{self, FRAME_BYTES, Frame, HEAD_BYTES, Head, Kind};
 use super::reader::Gap;
+use super::record::{Body, Note, Record};
 use super::segments::{self, HEADER_BYTES, Header, HeaderState, Position};
 
 /// Read-ahead of a scan that looks at heads mostly. Large enough that small records cost few system calls, small
@@ -51,6 +52,9 @@ pub enum Step {
     /// Nothing more yet.
     End,
 }
+
+/// A [`Note::Compacted`] is shorter: five numbers and their names.
+const COMPACTED_BYTES_MAX: u64 = 300;
 
 /// Longest head (with its part table) that is accepted behind a damaged place: what looks like a frame there may
 /// be anything, and must not make us read gigabytes.
@@ -107,6 +111,11 @@ impl SegmentScan {
         Ok((scan, header))
     }
 
+    /// Opens a segment for one who looks at heads mostly.
+    pub fn open_for_heads(dir: &Path, number: u32) -> io::Result<(Self, HeaderState)> {
+        Self::open(dir, number, HEADS_CHUNK_BYTES)
+    }
+
     /// Number of the segment.
     pub fn number(&self) -> u32 {
         self.number
@@ -115,6 +124,16 @@ impl SegmentScan {
     /// Where the next record begins.
     pub fn offset(&self) -> u64 {
         self.offset
+    }
+
+    /// Whether another file has this one's name, or none: the segment was compacted.
+    pub fn is_replaced(&self, dir: &Path) -> io::Result<bool> {
+        let own = self.file.metadata()?;
+        match std::fs::metadata(segments::path(dir, self.number)) {
+            Ok(now) => Ok((now.dev(), now.ino()) != (own.dev(), own.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Goes to a place where a record is known to begin.
@@ -177,6 +196,32 @@ impl SegmentScan {
             let payload = &body[record.frame.head_bytes as usize..];
             crc32fast::hash(payload) == record.frame.payload_crc
         }))
+    }
+
+    /// The record itself; `None` if its payload is damaged.
+    pub fn read_record(&mut self, record: &Scanned) -> io::Result<Option<Record>> {
+        Ok(self.read(record)?.and_then(|body| codec::decode(body).ok()))
+    }
+
+    /// Up to which number records were taken out, if this one says so ([`Note::Compacted`]).
+    fn compacted_until(&mut self, record: &Scanned) -> io::Result<Option<u64>> {
+        let payload_bytes = record.frame.body_bytes - u64::from(record.frame.head_bytes);
+        if record.head.kind != Kind::Note || payload_bytes > COMPACTED_BYTES_MAX {
+            return Ok(None);
+        }
+        let Some(body) = self.read(record)? else {
+            return Ok(None);
+        };
+        if !codec::is_compacted_note(&body[record.frame.head_bytes as usize..]) {
+            return Ok(None);
+        }
+        Ok(match codec::decode(body) {
+            Ok(Record {
+                body: Body::Note(Note::Compacted { until, .. }),
+                ..
+            }) if until < u64::MAX => Some(until),
+            Ok(_) | Err(_) => None,
+        })
     }
 
     /// Some bytes of a record's body, not verified but to lie in it.
@@ -365,6 +410,11 @@ pub struct LogScan {
     stashed: Option<Scanned>,
     /// The current segment has a successor, so what it has now is all.
     complete: bool,
+    /// The record given last says that those up to this one were taken out.
+    taken_out: Option<u64>,
+    /// The segment was replaced by a compacted one while it was being read: of what is taken out there, some was not
+    /// given yet, and what stands for it may be before our place.
+    swapped: bool,
 }
 
 impl LogScan {
@@ -372,7 +422,11 @@ impl LogScan {
     pub fn open(dir: &Path, from_seq: u64, chunk_bytes: usize) -> io::Result<Self> {
         let mut scan = Self::new(dir, Some(from_seq.saturating_sub(1)), chunk_bytes);
         for number in segments::list(dir)?.into_iter().rev() {
-            let (segment, header) = SegmentScan::open(dir, number, chunk_bytes)?;
+            let (segment, header) = match SegmentScan::open(dir, number, chunk_bytes) {
+                // It was merged into one before it just now.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                opened => opened?,
+            };
             scan.current = Some(segment);
             match header {
                 HeaderState::Whole(header) if header.first_seq <= from_seq => break,
@@ -408,6 +462,8 @@ impl LogScan {
             damaged_bytes: 0,
             stashed: None,
             complete: false,
+            taken_out: None,
+            swapped: false,
         }
     }
 
@@ -435,6 +491,13 @@ impl LogScan {
                         continue;
                     }
                     self.last_seq = Some(found.head.seq);
+                    // Up to there, what is missing was taken out, and not lost.
+                    let explains = !self.swapped && self.damaged_bytes == 0;
+                    let expected = match self.taken_out.filter(|_| explains) {
+                        Some(until) => expected.max(found.head.seq.min(until + 1)),
+                        None => expected,
+                    };
+                    self.taken_out = segment.compacted_until(&found)?;
                     let damaged_bytes = std::mem::take(&mut self.damaged_bytes);
                     if found.head.seq == expected && damaged_bytes == 0 {
                         return Ok(Found::Record(found));
@@ -448,16 +511,32 @@ impl LogScan {
                 Step::Damaged(bytes) => self.damaged_bytes += bytes,
                 Step::End => {
                     let number = segment.number();
-                    let next = segments::list(&self.dir)?.into_iter().find(|&n| n > number);
+                    let numbers = segments::list(&self.dir)?;
+                    let next = numbers.iter().copied().find(|&n| n > number);
                     match next {
                         None => return Ok(Found::End),
+                        // Also this and the ones behind it may have become one.
+                        Some(_) if segment.is_replaced(&self.dir)? => {
+                            let holder = numbers.iter().copied().rfind(|&n| n <= number);
+                            let holder = holder.or(next).unwrap_or(number);
+                            self.current =
+                                Some(SegmentScan::open(&self.dir, holder, self.chunk_bytes)?.0);
+                            self.complete = false;
+                            self.swapped = true;
+                            self.taken_out = None;
+                        }
                         // A last look: the writer may have appended before it created the successor.
                         Some(_) if !self.complete => self.complete = true,
                         Some(next) => {
                             self.damaged_bytes += segment.remaining_bytes()?;
+                            if let (Some(until), false) = (self.taken_out.take(), self.swapped) {
+                                // Should a segment be left that was merged into this one, it has them still.
+                                self.last_seq = self.last_seq.max(Some(until));
+                            }
                             self.current =
                                 Some(SegmentScan::open(&self.dir, next, self.chunk_bytes)?.0);
                             self.complete = false;
+                            self.swapped = false;
                         }
                     }
                 }

@@ -109,6 +109,25 @@ pub fn list(dir: &Path) -> io::Result<Vec<u32>> {
     Ok(numbers)
 }
 
+/// Bytes of all segments in `dir` together, as the files' lengths say.
+pub fn total_bytes(dir: &Path) -> io::Result<u64> {
+    let mut total = 0;
+    for number in list(dir)? {
+        match std::fs::metadata(path(dir, number)) {
+            Ok(metadata) => total += metadata.len(),
+            // Just merged into another one.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(total)
+}
+
+/// Has the operating system write a folder's entries to the disk: files that were made, renamed, removed.
+pub fn sync_dir(dir: &Path) -> io::Result<()> {
+    File::open(dir)?.sync_all()
+}
+
 /// The error that says that a segment was written by a newer farside.
 pub fn newer_error(path: &Path, version: u32) -> io::Error {
     io::Error::new(

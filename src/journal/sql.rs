@@ -208,6 +208,20 @@ pub fn place(connection: &Connection) -> rusqlite::Result<Option<Place>> {
         .optional()
 }
 
+/// Nothing counts as taken in until the next [`write`].
+pub fn forget_place(connection: &Connection) -> rusqlite::Result<()> {
+    connection.execute("DELETE FROM indexed", []).map(drop)
+}
+
+/// Whether anything was taken in.
+pub fn has_rows(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row(
+        "SELECT EXISTS (SELECT 1 FROM executions) OR EXISTS (SELECT 1 FROM session)",
+        [],
+        |row| row.get(0),
+    )
+}
+
 /// Reads a whole index that another process may be writing. `None`: there is none, or it has nothing yet.
 ///
 /// Without a `-wal` file nobody has the index open, so it can be read as it lies there, also in a folder that

@@ -40,12 +40,15 @@ const UNFINISHED_NAME: &str = "journal.new";
 pub struct WriterOptions {
     /// See [`SEGMENT_BYTES`].
     pub segment_bytes: u64,
+    /// An append returns when its records are on the disk, where a power cut does not take them.
+    pub sync: bool,
 }
 
 impl Default for WriterOptions {
     fn default() -> Self {
         Self {
             segment_bytes: SEGMENT_BYTES,
+            sync: false,
         }
     }
 }
@@ -95,10 +98,12 @@ impl Writer {
         let reopened = end
             .filter(|end| end.header_whole && !end.damaged)
             .and_then(|end| {
-                Some((
-                    Segment::reopen(dir, end.segment, end.length).ok()?,
-                    end.has_checkpoint,
-                ))
+                let segment = Segment::reopen(dir, end.segment, end.length).ok()?;
+                if options.sync {
+                    // What an earlier host wrote may have been written with less care.
+                    segment.file.sync_data().ok()?;
+                }
+                Some((segment, end.has_checkpoint))
             });
         match reopened {
             Some((segment, has_checkpoint)) => {
@@ -121,6 +126,14 @@ impl Writer {
     /// The lowest seq that the next record may have.
     pub fn next_seq(&self) -> u64 {
         self.next_seq
+    }
+
+    /// Number of the segment that is appended to, or will be.
+    pub fn segment(&self) -> u32 {
+        match &self.tail {
+            Tail::Good(segment) => segment.number,
+            Tail::Broken { next } => *next,
+        }
     }
 
     /// A [`Note::Checkpoint`] should be the next record: a new segment has begun, and recovery should not have to
@@ -157,7 +170,10 @@ impl Writer {
         let Tail::Good(segment) = &mut self.tail else {
             return Err(io::Error::other("the journal has no open segment"));
         };
-        let result = segment.append(records, &mut self.scratch);
+        let mut result = segment.append(records, &mut self.scratch);
+        if self.options.sync {
+            result = result.and_then(|positions| segment.file.sync_data().map(|()| positions));
+        }
         self.scratch.clear();
         self.scratch.shrink_to(SCRATCH_BYTES);
         match result {
@@ -199,15 +215,6 @@ impl Writer {
         is_deleted
     }
 
-    /// Has the operating system write everything to the disk, for what a power cut must not take. Takes as long as
-    /// the disk does.
-    pub fn sync(&self) -> io::Result<()> {
-        match &self.tail {
-            Tail::Good(segment) => segment.file.sync_data(),
-            Tail::Broken { .. } => Err(io::Error::other("the journal has no open segment")),
-        }
-    }
-
     /// If no new segment can be made now, the old one goes on growing.
     fn roll_if_due(&mut self) {
         if let Tail::Good(segment) = &self.tail
@@ -219,7 +226,8 @@ impl Writer {
     }
 
     fn start_segment(&mut self, number: u32, first_seq: u64) -> io::Result<()> {
-        self.tail = Tail::Good(Segment::create(&self.dir, number, first_seq)?);
+        let segment = Segment::create(&self.dir, number, first_seq, self.options.sync)?;
+        self.tail = Tail::Good(segment);
         self.since_checkpoint = (number == 1).then_some(0);
         Ok(())
     }
@@ -247,7 +255,7 @@ enum Piece<'a> {
 impl Segment {
     /// The file gets its name when its header is in it: a reader that sees it knows that the segment before it is
     /// complete, so it must not be seen before that is so for good.
-    fn create(dir: &Path, number: u32, first_seq: u64) -> io::Result<Self> {
+    fn create(dir: &Path, number: u32, first_seq: u64, sync: bool) -> io::Result<Self> {
         let path = segments::path(dir, number);
         let unfinished = dir.join(UNFINISHED_NAME);
         let create = || {
@@ -265,7 +273,13 @@ impl Segment {
                 }
                 .encode(),
             )?;
+            if sync {
+                file.sync_all()?;
+            }
             std::fs::rename(&unfinished, &path)?;
+            if sync {
+                segments::sync_dir(dir)?;
+            }
             Ok(file)
         };
         let file = create()

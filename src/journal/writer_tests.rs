@@ -317,6 +317,7 @@ fn segments_roll_and_recovery_begins_at_the_last_checkpoint() {
     let dir = tempfile::tempdir().unwrap();
     let options = WriterOptions {
         segment_bytes: 1000,
+        ..WriterOptions::default()
     };
     let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
     let mut records = Vec::new();

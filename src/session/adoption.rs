@@ -9,7 +9,7 @@ use super::core::{Core, Engine, Then};
 use super::engine::error_content;
 use super::event::{Effect, Gap};
 use super::state::{Asked, Attachment, OpenBusy, Told};
-use crate::journal::record::{ExecutionNumber, ExecutionState, Note};
+use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
 use crate::wire::Channel;
 
 /// The probe that tells when an adopted engine has done all that was sent before.
@@ -32,6 +32,10 @@ impl Adoption {
         !self.probe.is_empty() && !self.replied
     }
 }
+
+/// An engine says idle right behind its reply. Where it does not within this (its iopub may be that far behind), the
+/// idle may have been dropped.
+const IDLE_GRACE: Micros = 3_000_000;
 
 /// Why an answer never came.
 const IN_THE_GAP: &str = "its end fell into a gap in which no host was there to read it";
@@ -136,6 +140,52 @@ impl Core {
                 &json!({ "name": "stderr", "text": text }),
             );
         }
+    }
+
+    /// A reply has come. Its idle goes another way, on which an engine drops what is not taken in time; without it the
+    /// execution would never end.
+    pub(super) fn idle_is_due(&mut self) {
+        if self.idle_due.is_none() && self.lacks_idle() {
+            self.idle_due = Some(self.clocks.awake.saturating_add(IDLE_GRACE));
+        }
+    }
+
+    fn lacks_idle(&self) -> bool {
+        let lacks = |execution: &super::state::Execution| {
+            execution.reply.is_some() && execution.told != Told::Idle
+        };
+        self.state.live.values().any(lacks)
+    }
+
+    /// Asks an engine that has answered and not said idle: what comes of that question comes behind what was not
+    /// dropped.
+    pub(super) fn ask_for_idle(&mut self) {
+        if self.idle_due.is_none_or(|due| due > self.clocks.awake) {
+            return;
+        }
+        self.idle_due = None;
+        if self.engine != Engine::Connected || !self.lacks_idle() {
+            return;
+        }
+        self.idle_is_due();
+        match &self.adopted {
+            // It has not come to the question yet.
+            Some(adoption) if !adoption.replied => return,
+            // The idle of the question was dropped as well.
+            Some(_) => {}
+            None => {
+                self.adopted = Some(Adoption {
+                    probe: String::new(),
+                    at: self.next_seq(),
+                    // Replies are not dropped.
+                    pending: Vec::new(),
+                    busy: self.state.busy.clone(),
+                    replied: false,
+                    idle: false,
+                });
+            }
+        }
+        self.probe();
     }
 
     /// An adopted engine is asked (again).

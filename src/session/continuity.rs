@@ -10,6 +10,8 @@
 
 use std::collections::VecDeque;
 
+use serde::{Deserialize, Serialize};
+
 use crate::journal::record::Micros;
 
 /// A number that is still missing after this never comes.
@@ -41,12 +43,58 @@ pub(super) struct Loss {
     pub until: Micros,
 }
 
+/// How far the engine's iopub is in the journal, and what is missing there that nobody was told of yet: where the next
+/// host's account begins. The journal does not have what answered farside's own questions, so small holes are none.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Said {
+    prefix: String,
+    number: u64,
+    time: Micros,
+    holes: VecDeque<Hole>,
+}
+
+impl Said {
+    /// Takes in a message of the engine with this pid, if it is one.
+    pub fn take(&mut self, msg_id: &str, pid: u32, time: Micros) {
+        let Some((prefix, number)) = numbered(msg_id, pid) else {
+            return;
+        };
+        if prefix != self.prefix {
+            prefix.clone_into(&mut self.prefix);
+            self.holes.clear();
+        } else if number <= self.number {
+            // Those of different threads may come in another order.
+            fill(&mut self.holes, number);
+            return;
+        } else if number - self.number > SURE_MIN {
+            self.holes.push_back(Hole {
+                first: self.number + 1,
+                end: number,
+                from: self.time,
+                until: time,
+                since: Micros::MAX,
+            });
+            if self.holes.len() > HOLES_MAX {
+                self.holes.pop_front();
+            }
+        }
+        (self.number, self.time) = (number, time);
+    }
+
+    /// Readers were told of what is missing up to this time.
+    pub fn told(&mut self, until: Micros) {
+        self.holes.retain(|hole| hole.until > until);
+    }
+}
+
 /// The numbers of one engine's messages.
 #[derive(Debug, Default)]
 pub(super) struct Continuity {
     /// All of a msg_id before the number.
     prefix: String,
     next: u64,
+    /// Where the last host's account ended. It has heard more than the journal has: answers to its own questions.
+    taken_over_at: Option<u64>,
     /// Wall time of the newest message.
     last: Micros,
     holes: VecDeque<Hole>,
@@ -57,17 +105,55 @@ pub(super) struct Continuity {
 }
 
 /// Numbers `first..end` have not come.
-#[derive(Debug)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Hole {
     first: u64,
     end: u64,
     from: Micros,
     until: Micros,
-    /// On the clock that nobody sets.
+    /// On the clock that nobody sets. [`Micros::MAX`]: the last host noticed it, and this one has heard nothing yet.
     since: Micros,
 }
 
+fn fill(holes: &mut VecDeque<Hole>, number: u64) {
+    let Some(at) = holes
+        .iter()
+        .position(|hole| (hole.first..hole.end).contains(&number))
+    else {
+        return;
+    };
+    let hole = &mut holes[at];
+    if number == hole.first {
+        hole.first += 1;
+    } else if number + 1 == hole.end {
+        hole.end -= 1;
+    } else {
+        let behind = Hole {
+            first: number + 1,
+            ..*hole
+        };
+        hole.end = number;
+        holes.insert(at + 1, behind);
+    }
+    holes.retain(|hole| hole.first < hole.end);
+}
+
 impl Continuity {
+    /// Goes on where the last host's journal ends.
+    pub fn after(said: &Said, time: Micros) -> Self {
+        if said.prefix.is_empty() {
+            return Self::default();
+        }
+        Self {
+            prefix: said.prefix.clone(),
+            next: said.number + 1,
+            taken_over_at: Some(said.number + 1),
+            holes: said.holes.clone(),
+            last: time,
+            ..Self::default()
+        }
+    }
+
     /// Takes in a message of the engine with this pid. `in_order`: it came on iopub, where a number that is left out
     /// is a hole; `wall` and `awake`: the clocks.
     pub fn see(&mut self, msg_id: &str, pid: u32, in_order: bool, wall: Micros, awake: Micros) {
@@ -84,10 +170,15 @@ impl Continuity {
             }
             return;
         }
+        for hole in &mut self.holes {
+            hole.since = hole.since.min(awake);
+        }
         if number < self.next {
-            self.fill(number);
+            fill(&mut self.holes, number);
         } else if in_order {
-            if number > self.next {
+            let of_last_host =
+                self.taken_over_at.take() == Some(self.next) && number - self.next < SURE_MIN;
+            if number > self.next && !of_last_host {
                 self.holes.push_back(Hole {
                     first: self.next,
                     end: number,
@@ -99,7 +190,7 @@ impl Continuity {
             self.next = number + 1;
             for reply in std::mem::take(&mut self.ahead) {
                 if reply < self.next {
-                    self.fill(reply);
+                    fill(&mut self.holes, reply);
                 } else {
                     self.ahead.push_back(reply);
                 }
@@ -117,28 +208,6 @@ impl Continuity {
         {
             self.lose(&oldest);
         }
-    }
-
-    fn fill(&mut self, number: u64) {
-        let Some(at) =
-            (self.holes.iter()).position(|hole| (hole.first..hole.end).contains(&number))
-        else {
-            return;
-        };
-        let hole = &mut self.holes[at];
-        if number == hole.first {
-            hole.first += 1;
-        } else if number + 1 == hole.end {
-            hole.end -= 1;
-        } else {
-            let behind = Hole {
-                first: number + 1,
-                ..*hole
-            };
-            hole.end = number;
-            self.holes.insert(at + 1, behind);
-        }
-        self.holes.retain(|hole| hole.first < hole.end);
     }
 
     fn lose(&mut self, hole: &Hole) {
@@ -160,7 +229,10 @@ impl Continuity {
 
     /// When to ask for [`Self::loss`], on the awake clock.
     pub fn due(&self) -> Option<Micros> {
-        let hole = self.holes.front().map(|hole| hole.since + GRACE);
+        let hole = self
+            .holes
+            .front()
+            .map(|hole| hole.since.saturating_add(GRACE));
         let told = self.told.map_or(0, |told| told + TELL_EVERY);
         match (&self.lost, hole) {
             (Some(_), _) => Some(told),
@@ -172,7 +244,7 @@ impl Continuity {
     pub fn loss(&mut self, awake: Micros, over: bool) -> Option<Loss> {
         for hole in std::mem::take(&mut self.holes) {
             let sure = over && hole.end - hole.first >= SURE_MIN;
-            if sure || hole.since + GRACE <= awake {
+            if sure || hole.since.saturating_add(GRACE) <= awake {
                 self.lose(&hole);
             } else {
                 self.holes.push_back(hole);
@@ -266,6 +338,33 @@ mod tests {
         assert_eq!(numbers.loss(1, true).map(|loss| loss.messages), Some(16));
         see(&mut numbers, 1, false, 2);
         assert_eq!(numbers.loss(9 * SECOND, true), None);
+    }
+
+    #[test]
+    fn the_next_host_goes_on_with_the_account() {
+        let mut said = Said::default();
+        said.take("s_1_7_41", 7, 1);
+        said.take("farside-9", 7, 1);
+        for (first, lost) in [(42, None), (45, None), (60, Some(18))] {
+            let mut numbers = Continuity::after(&said, 1);
+            see(&mut numbers, first, true, 5);
+            let loss = numbers.loss(9 * SECOND, false);
+            assert_eq!(loss.map(|loss| loss.messages), lost, "{first}");
+        }
+        // What it had noticed and not told.
+        said.take("s_1_7_80", 7, 2);
+        said.take("s_1_7_50", 7, 2);
+        let mut numbers = Continuity::after(&said, 2);
+        assert_eq!(numbers.loss(9 * SECOND, false), None, "it may come");
+        assert_eq!(
+            numbers.loss(9 * SECOND, true).map(|loss| loss.messages),
+            Some(37)
+        );
+        said.told(2);
+        assert_eq!(Continuity::after(&said, 2).loss(9 * SECOND, true), None);
+        let mut numbers = Continuity::after(&Said::default(), 1);
+        see(&mut numbers, 99, true, 5);
+        assert_eq!(numbers.loss(9 * SECOND, false), None);
     }
 
     #[test]

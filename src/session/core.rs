@@ -148,6 +148,8 @@ pub struct Core {
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
     next_lookup: u64,
+    /// When to ask an engine that has replied and not said idle, on the awake clock.
+    pub(super) idle_due: Option<Micros>,
     /// The journal cannot be written; when to try again, on the awake clock.
     pub(super) journal_retry: Option<Micros>,
 }
@@ -166,6 +168,7 @@ impl Core {
         };
         Self {
             limits: Self::merged(&facts, &state),
+            continuity: Continuity::after(&state.said, state.last_record),
             facts,
             state,
             engine,
@@ -182,10 +185,10 @@ impl Core {
             outbox: Vec::new(),
             probes: HashSet::new(),
             adopted: None,
-            continuity: Continuity::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
+            idle_due: None,
             journal_retry: None,
         }
     }

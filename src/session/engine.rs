@@ -34,6 +34,15 @@ impl Core {
         if self.engine != Engine::Connected {
             self.engine = Engine::Probing;
         }
+        self.probe();
+        if adopted {
+            // It may be busy for long, and must be interruptible meanwhile; we were its subscriber before.
+            self.engine_is_heard();
+        }
+    }
+
+    /// Asks the engine for a sign of life, which comes behind all that it was asked before.
+    pub(super) fn probe(&mut self) {
         let probe = self.message("kernel_info_request", "{}", &json!({}));
         if let Ok(header) = probe.header() {
             let msg_id = header.msg_id.into_owned();
@@ -41,10 +50,6 @@ impl Core {
             self.probes.insert(msg_id);
         }
         self.effect(Effect::ToEngine(Channel::Shell, probe));
-        if adopted {
-            // It may be busy for long, and must be interruptible meanwhile; we were its subscriber before.
-            self.engine_is_heard();
-        }
     }
 
     /// The engine's iopub reaches us: what it is asked from now on, we will see the outputs of.
@@ -174,6 +179,7 @@ impl Core {
         };
         self.emit_heard(heard, body);
         self.finish_if_done(n);
+        self.idle_is_due();
     }
 
     fn on_input_request(

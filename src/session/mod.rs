@@ -21,5 +21,6 @@ mod retirement;
 pub mod state;
 mod telling;
 mod text;
+pub mod turn;
 pub mod usage;
 pub mod view;

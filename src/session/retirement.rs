@@ -145,7 +145,7 @@ impl Core {
         if self.state.ended.is_some() {
             return None;
         }
-        let own = [self.continuity.due(), self.journal_retry];
+        let own = [self.continuity.due(), self.idle_due, self.journal_retry];
         let own = own
             .into_iter()
             .flatten()
@@ -173,6 +173,7 @@ impl Core {
     /// Does what is due.
     pub(super) fn on_tick(&mut self, now: Now) {
         self.retry_journal();
+        self.ask_for_idle();
         if self.retiring.is_some() {
             return;
         }

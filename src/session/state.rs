@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::continuity::Said;
 use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
 use crate::journal::record::{
@@ -90,6 +91,9 @@ pub struct State {
     /// Where the last message of each of the engine's streams ended in it, by channel: [`Record::heard`].
     #[serde(default)]
     pub heard: BTreeMap<Channel, u32>,
+    /// How far its iopub is in the journal.
+    #[serde(default)]
+    pub said: Said,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -486,6 +490,9 @@ impl State {
         message: &Message,
     ) {
         let Ok(header) = message.header() else { return };
+        if let (None, Some(pid)) = (client, self.engine_pid) {
+            self.said.take(&header.msg_id, pid, time);
+        }
         match header.msg_type.as_ref() {
             "status" => match (self.live.get_mut(&n), is_idle(&message.content)) {
                 (Some(execution), idle) => {
@@ -576,6 +583,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
+            Note::Gap { until, .. } => self.said.told(*until),
             Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
@@ -609,7 +617,6 @@ impl State {
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. } => self.lifetime.begin(time),
             Note::HostStarted { .. }
-            | Note::Gap { .. }
             | Note::Checkpoint { .. }
             | Note::Clock { .. }
             | Note::Set { .. }
@@ -620,6 +627,7 @@ impl State {
             | Note::Usage { .. }
             | Note::Health { .. }
             | Note::NotifyOf { .. }
+            | Note::Compacted { .. }
             | Note::Unknown => {}
         }
     }

@@ -214,6 +214,8 @@ fn config_shows_where_values_come_from() {
     notify_after 10m default Tell of an execution's end if it took longer, or if nobody was attached
     keep_records 14d default How long the records of an ended session are kept
     keep_records_bytes 10G default How much all sessions' records may take; those of the longest ended sessions go first
+    journal_bytes_max 2G default How much a session's journal may take; past it, outputs of finished executions are compacted, the oldest first
+    durability process default What an output survives from the moment a frontend has it: the death of any process, or a power cut too
     engine_start_timeout 60s default How long an engine may take to answer for the first time
     engine_transport auto default How farside talks to the engine (auto: ipc where the engine can)
     log debug --log What goes to the log
@@ -231,7 +233,7 @@ fn config_shows_where_values_come_from() {
     exit 2
     --- stdout
     --- stderr
-    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, max_lifetime_cap, cpu_budget, notices, retire_grace, before_retire, before_retire_code, before_retire_timeout, notify, notify_after, keep_records, keep_records_bytes, engine_start_timeout, engine_transport, log
+    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, max_lifetime_cap, cpu_budget, notices, retire_grace, before_retire, before_retire_code, before_retire_timeout, notify, notify_after, keep_records, keep_records_bytes, journal_bytes_max, durability, engine_start_timeout, engine_transport, log
     ");
     std::fs::write(&file, "max_lifetime = 24\n").unwrap();
     assert_snapshot!(sandbox.run(&["config"]).all(), @r"

@@ -15,7 +15,8 @@ use farside::session::event::{
 };
 use farside::session::outputs::{Compactor, Limits};
 use farside::session::state::State;
-use farside::session::view::{Replay, Step, View};
+use farside::session::state::header_id;
+use farside::session::view::{Mirror, Replay, Step, View};
 use farside::wire::message::HeaderFields;
 use farside::wire::{Channel, Message};
 use serde_json::{Value, json};
@@ -206,6 +207,10 @@ pub fn replayed(records: &[Record], replay: &Replay) -> Vec<(String, Message)> {
 pub struct Frontend {
     pub client: ClientId,
     view: View,
+    /// Its attachments that are on, as the launcher keeps account of them.
+    mirrors: Vec<Mirror>,
+    /// The parents of all its attachments so far.
+    pub attached_as: Vec<String>,
     read: usize,
     requests: u64,
     /// All that came: channel and message.
@@ -218,6 +223,8 @@ impl Frontend {
         Self {
             client,
             view: View::new(client, SESSION_ID.into(), Vec::new()),
+            mirrors: Vec::new(),
+            attached_as: Vec::new(),
             read: 0,
             requests: 0,
             heard: Vec::new(),
@@ -230,9 +237,43 @@ impl Frontend {
         self.read = records.len();
     }
 
+    /// How many records it has read.
+    pub fn place(&self) -> usize {
+        self.read
+    }
+
+    /// Its link broke, and it is back where it was.
+    pub fn comes_back(&mut self) {
+        self.view = View::new(self.client, SESSION_ID.into(), self.mirrors.clone());
+    }
+
+    fn keep_account(&mut self, record: &Record) {
+        match &record.body {
+            Body::Note(Note::Attach {
+                client,
+                parent,
+                n,
+                session,
+                ..
+            }) if *client == self.client => {
+                self.attached_as.push(parent.clone());
+                if session.is_empty() {
+                    let (parent, n) = (parent.clone(), *n);
+                    self.mirrors.push(Mirror { parent, n });
+                }
+            }
+            Body::Note(Note::AttachEnded { client, msg_id }) if *client == self.client => {
+                self.mirrors
+                    .retain(|mirror| header_id(&mirror.parent) != *msg_id);
+            }
+            _ => {}
+        }
+    }
+
     /// Reads on in the records, as the host's cursor does for a launcher and its iopub subscribers.
     pub fn read(&mut self, records: &[Record]) {
         for record in &records[self.read..] {
+            self.keep_account(record);
             if let Body::Reply {
                 client,
                 channel,

@@ -612,3 +612,46 @@ fn commands_are_answered() {
         "{answer}"
     );
 }
+
+/// An engine's PUB socket drops what is not taken in time, also the idle of a cell that has flooded it.
+#[test]
+fn an_execution_whose_idle_was_dropped_ends_all_the_same() {
+    let (mut b, a) = Bench::ready();
+    b.execute(a, "flood()");
+    let run = b.engine_begins();
+    b.engine_replies(&run, json!({ "status": "ok" }));
+    b.execute(a, "next()");
+    b.skip(a);
+    assert_eq!(
+        past_executions(&b.records)[&1].summary.state,
+        ExecutionState::Running
+    );
+    b.event(Event::Tick);
+    b.to_engine.clear();
+    let due = b.core.next_deadline(b.clocks()).unwrap();
+    b.now += due;
+    b.event(Event::Tick);
+    let probe = b.engine_gets("kernel_info_request");
+    // The question's own idle may be dropped as well; it is asked again, but not before it was answered.
+    b.now += 10_000_000;
+    b.event(Event::Tick);
+    assert!(
+        b.to_engine.is_empty(),
+        "it has not come to the first one yet"
+    );
+    b.engine_replies(&probe, json!({ "status": "ok" }));
+    b.now += 10_000_000;
+    b.event(Event::Tick);
+    let probe = b.engine_gets("kernel_info_request");
+    b.engine_replies(&probe, json!({ "status": "ok" }));
+    b.status(&probe, "idle");
+    let heard = b.heard(a);
+    assert!(
+        heard.contains(&"iopub a1 status idle".to_owned()),
+        "{heard:?}"
+    );
+    assert_eq!(
+        past_executions(&b.records)[&1].summary.state,
+        ExecutionState::Ok
+    );
+}

@@ -17,7 +17,8 @@ import bounds
 def test_memory_is_bounded_through_a_flood(sandbox: Sandbox) -> None:
     """300 MB of output with a stalled, a slow and a fast reader at once: many times what may be in memory."""
     flood = bounds.flood(sandbox, megabytes=300)
-    assert flood.fast_got_all and flood.stalled_got_all
+    assert flood.kept > 200
+    assert flood.fast == flood.slow == flood.stalled == flood.kept, flood
     assert flood.peak_bytes < bounds.MEMORY_BYTES_MAX, flood
 
 
@@ -29,7 +30,7 @@ def test_attaching_leaves_nothing_behind(sandbox: Sandbox) -> None:
 
 @pytest.mark.timeout(300)
 def test_a_flood_of_requests_to_a_busy_engine_is_bounded(sandbox: Sandbox) -> None:
-    """A busy engine takes nothing in: what a frontend goes on asking must not fill the host's memory."""
-    flooded = bounds.ask_a_busy_engine(sandbox, megabytes=200)
-    assert flooded.peak_bytes < bounds.MEMORY_BYTES_MAX, flooded
+    """What waits for a busy engine waits in the engine (ipykernel's sockets have threads of their own), and not here."""
+    flooded = bounds.ask_a_busy_engine(sandbox, megabytes=300)
+    assert flooded.peak_bytes < bounds.MEMORY_BYTES_MAX + bounds.REQUESTS_BYTES_MAX, flooded
     assert flooded.answered == flooded.asked, flooded

@@ -9,11 +9,15 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from disk import IOPUB, Disk, Record
 from sandbox import START_SECONDS, Launcher, Sandbox, wait_until
 from wire import Client
 
 # Launcher and host together, beside a small multiple of the largest single message.
 MEMORY_BYTES_MAX = 64_000_000
+
+# What a launcher takes of requests that are not in the journal yet (`REQUESTS_BYTES_MAX`, src/launcher/mod.rs).
+REQUESTS_BYTES_MAX = 64 << 20
 
 # How often memory is looked at.
 SAMPLE_SECONDS = 0.02
@@ -54,8 +58,12 @@ class Flood:
     megabytes: int
     seconds: float
     peak_bytes: int
-    fast_got_all: bool
-    stalled_got_all: bool
+    # Outputs that are in the journal (an engine drops what nobody takes in time, and that is another matter), and how
+    # many of them the readers got, each in order and none twice.
+    kept: int
+    fast: int
+    slow: int
+    stalled: int
 
 
 class Reader:
@@ -68,7 +76,8 @@ class Reader:
             status = 1
             try:
                 os.close(reader)
-                status = self._read(launcher, pace, writer)
+                os.write(writer, self._read(launcher, pace, writer).to_bytes(8, "little", signed=True))
+                status = 0
             finally:
                 os._exit(status)
         os.close(writer)
@@ -81,27 +90,29 @@ class Reader:
         client = Client(launcher.connection, receive_high_water=1)
         client.wait_for(lambda m: m.type == "iopub_welcome", "welcome")
         os.write(writer, b"r")
-        seen = 0
+        seen, last = 0, -1
         while True:
             client.pump(600)
             for message in client.messages:
                 if message.type == "display_data" and "n" in message.content["metadata"]:
-                    if message.content["metadata"]["n"] != seen:
-                        return 1
-                    seen += 1
-                if message.type == "stream" and f"printed {seen}." in message.content["text"]:
-                    return 0
+                    if message.content["metadata"]["n"] <= last:
+                        return -1
+                    seen, last = seen + 1, message.content["metadata"]["n"]
+                if seen and message.state == "idle":
+                    return seen
             client.messages.clear()
             time.sleep(pace)
 
     def stop(self, signum: int) -> None:
         os.kill(self.pid, signum)
 
-    def got_all(self) -> bool:
-        _, status = os.waitpid(self.pid, 0)
+    def count(self) -> int:
+        """How many outputs it got, once it has got the last one; -1: not in order, or one twice."""
+        data = os.read(self.pipe, 8)
+        os.waitpid(self.pid, 0)
         os.close(self.pipe)
         self.pid = 0
-        return status == 0
+        return int.from_bytes(data, "little", signed=True) if len(data) == 8 else -1
 
     def end(self) -> None:
         if self.pid:
@@ -128,7 +139,7 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
     host = sandbox.session()["host_pid"]
     count = megabytes * 1_000_000 // size
     readers = [Reader(launcher, 0.0), Reader(launcher, 0.01), Reader(launcher, 0.0)]
-    fast, _, stalled = readers
+    fast, slow, stalled = readers
     try:
         stalled.stop(SIGSTOP)
         began = time.monotonic()
@@ -140,14 +151,18 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
             while not any(m.channel == "shell" and m.parent_id == running for m in client.messages):
                 client.messages.clear()
                 client.pump(60)
-            fast_got_all = fast.got_all()
+            got_fast = fast.count()
         seconds = time.monotonic() - began
         stalled.stop(SIGCONT)
-        stalled_got_all = stalled.got_all()
+        got_stalled, got_slow = stalled.count(), slow.count()
     finally:
         for reader in readers:
             reader.end()
-    return Flood(megabytes, seconds, peak.bytes, fast_got_all, stalled_got_all)
+    kept = 0
+    for path in sandbox.state.glob("*/journal"):
+        for entry in Disk(path).look():
+            kept += isinstance(entry, Record) and entry.kind == IOPUB and entry.header["msg_type"] == "display_data"
+    return Flood(megabytes, seconds, peak.bytes, kept, got_fast, got_slow, got_stalled)
 
 
 @dataclass

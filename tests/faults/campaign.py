@@ -50,6 +50,8 @@ class Campaign:
                 self.outcomes.append(outcome)
                 number, struck = number + 1, struck + len(outcome.faults)
                 self._tell(outcome)
+        except KeyboardInterrupt:
+            self.say("interrupted: what was played counts")
         finally:
             last = Outcome(number, ["(end of the session)"])
             self._renew(last)

@@ -18,6 +18,7 @@ use crate::wire::Message;
 #[derive(Debug)]
 pub(super) struct Cell {
     line_units_max: usize,
+    single_bytes_max: usize,
     outputs: Kept<Output>,
     run: Option<Run>,
     /// The clear_output(wait=True) that the next output will carry out, and its place.
@@ -73,7 +74,7 @@ pub(super) struct RunInfo {
 /// Text is kept and left out in pieces of about this size: small beside the limits, large beside an allocation.
 const PIECE_BYTES: usize = 8 << 10;
 
-/// Up to this size a message that needs no change is kept as it came instead of as text.
+/// Up to this size (and within the tail's budget) a message that needs no change is kept as it came instead of as text.
 const SINGLE_BYTES_MAX: usize = 64 << 10;
 
 /// Displays of one display_id that an update is applied to. The older ones are updated by the frontend itself when
@@ -84,6 +85,7 @@ impl Cell {
     pub fn new(limits: &Limits) -> Self {
         Self {
             line_units_max: limits.line_units_max,
+            single_bytes_max: SINGLE_BYTES_MAX.min(limits.tail.text_bytes),
             outputs: Kept::new(limits.head, limits.tail),
             run: None,
             clear: None,
@@ -112,7 +114,7 @@ impl Cell {
                 self.run = other;
                 self.end_run();
                 let first = Replayed::of("stream", message);
-                if first.size_bytes() <= SINGLE_BYTES_MAX && !line::has_controls(text) {
+                if first.size_bytes() <= self.single_bytes_max && !line::has_controls(text) {
                     self.run = Some(Run::Single {
                         order,
                         name: name.to_owned(),

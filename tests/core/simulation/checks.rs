@@ -112,8 +112,9 @@ impl Simulation {
     /// An attached cell shows what the original's would.
     pub(super) fn check_attachments(&mut self) {
         for at in 0..self.clients.len() {
-            let client = &mut self.clients[at];
-            client.frontend.read(&self.published);
+            if self.clients[at].linked {
+                self.frontend_reads(at);
+            }
             let client = &self.clients[at];
             let own = client.frontend.client;
             for (index, record) in self.published.iter().enumerate() {
@@ -135,11 +136,17 @@ impl Simulation {
                     matches!(&record.body, Body::Note(Note::AttachEnded { client, msg_id })
                         if *client == own && *msg_id == parent_id)
                 };
+                if index >= self.clients[at].frontend.place() {
+                    // It left before it read that.
+                    continue;
+                }
                 let Some(length) = self.published[index..].iter().position(is_end) else {
                     assert!(self.over, "an attachment without end");
                     continue;
                 };
-                self.check_attachment(&self.clients[at], *n, &parent_id, index + length);
+                // One that left has seen the beginning of it.
+                let end = (index + length).min(self.clients[at].frontend.place());
+                self.check_attachment(&self.clients[at], *n, &parent_id, end);
             }
         }
     }

@@ -162,6 +162,38 @@ impl Simulation {
         }
     }
 
+    /// It prints much at once, and the host takes all of it in one turn.
+    pub(super) fn engine_floods(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let Some(request) = engine.running.clone() else {
+            return;
+        };
+        if engine.dead || engine.asks || !engine.subscribed {
+            return;
+        }
+        for number in 0..50 + self.rng.below(150) {
+            let text = format!("{number}{}", ["\n", "\r", ""][number % 3]);
+            let body = json!({ "name": "stdout", "text": text });
+            self.engine_sends(Channel::Iopub, &request.header, "stream", body);
+        }
+        self.commit();
+        self.holds = true;
+        while let Some(engine) = &mut self.engine
+            && !engine.dead
+            && let Some(sent) = engine.sent.get_mut(&Channel::Iopub)
+            && let Some(message) = sent.pop_front()
+        {
+            let channel = Channel::Iopub;
+            self.event(Event::EngineMessage {
+                channel,
+                message,
+                heard: 0,
+            });
+        }
+        self.holds = false;
+        self.commit();
+    }
+
     pub(super) fn engine_finishes(&mut self, request: &Message, error: bool) {
         let ok = json!({ "status": "ok", "execution_count": 1 });
         let failed = json!({ "status": "error", "ename": "E", "evalue": "", "traceback": [] });
@@ -248,6 +280,7 @@ impl Simulation {
         }
         let generation = engine.generation;
         self.engine = None;
+        self.engine_ended = true;
         self.event(Event::EngineEnded {
             generation,
             end: None,

@@ -13,17 +13,76 @@ use crate::bench::{Frontend, id, message};
 
 impl Simulation {
     pub(super) fn attach(&mut self) {
+        // Whoever comes begins behind all that was there.
+        self.commit();
         let client = ClientId::from_u128(self.clients.len() as u128 + 1);
         let mut frontend = Frontend::new(client);
         frontend.starts_behind(&self.published);
         self.clients.push(Client {
             frontend,
             attached: true,
+            linked: true,
             number: 0,
-            last: None,
+            unacknowledged: Vec::new(),
             answered_questions: HashSet::new(),
         });
         self.attached(client);
+    }
+
+    /// Somebody leaves for good; or a link breaks, and comes back soon, or too late, or never.
+    pub(super) fn comes_or_goes(&mut self) {
+        let away: Vec<usize> = (self.clients.iter().enumerate())
+            .filter(|(_, client)| !client.linked)
+            .map(|(at, _)| at)
+            .collect();
+        if let Some(&at) = self.rng.pick(&away)
+            && self.rng.one_in(2)
+        {
+            if self.clients[at].attached && self.rng.one_in(3) {
+                self.leaves(at);
+            } else if self.clients.iter().filter(|client| client.attached).count() < 4 {
+                self.link_returns(at);
+            }
+            return;
+        }
+        let Some(at) = self.a_client() else { return };
+        if self.rng.one_in(3) {
+            self.leaves(at);
+        } else {
+            self.say(|| format!("-- the link of client {} breaks", at + 1));
+            self.clients[at].linked = false;
+        }
+    }
+
+    /// It counts as gone. (It may not know it, and come back.)
+    fn leaves(&mut self, at: usize) {
+        self.clients[at].attached = false;
+        self.clients[at].linked = false;
+        self.detached(self.clients[at].frontend.client);
+    }
+
+    /// It goes on reading where it was, and sends what was not acknowledged once more.
+    pub(super) fn link_returns(&mut self, at: usize) {
+        self.commit();
+        if self.over {
+            return;
+        }
+        self.say(|| format!("-- client {} is back", at + 1));
+        let client = self.clients[at].frontend.client;
+        self.clients[at].frontend.comes_back();
+        self.clients[at].attached = true;
+        self.clients[at].linked = true;
+        if !self.core.state().clients.contains_key(&client) {
+            self.attached(client);
+        }
+        for (channel, message) in self.clients[at].unacknowledged.clone() {
+            self.event(Event::Request {
+                client,
+                channel,
+                message,
+                again: true,
+            });
+        }
     }
 
     pub(super) fn attached(&mut self, client: ClientId) {
@@ -41,7 +100,7 @@ impl Simulation {
 
     pub(super) fn a_client(&mut self) -> Option<usize> {
         let attached: Vec<usize> = (self.clients.iter().enumerate())
-            .filter(|(_, client)| client.attached)
+            .filter(|(_, client)| client.attached && client.linked)
             .map(|(at, _)| at)
             .collect();
         self.rng.pick(&attached).copied()
@@ -49,7 +108,10 @@ impl Simulation {
 
     pub(super) fn send(&mut self, at: usize, channel: Channel, request: Message) {
         let client = self.clients[at].frontend.client;
-        self.clients[at].last = Some((channel, request.clone()));
+        self.clients[at]
+            .unacknowledged
+            .push((channel, request.clone()));
+        self.watch.asked(client, channel, &request);
         if request.header().unwrap().msg_type.ends_with("_request") {
             self.asked.push(Asked {
                 client,
@@ -63,10 +125,6 @@ impl Simulation {
             message: request,
             again: false,
         });
-        if self.rng.one_in(2) {
-            // Acknowledged.
-            self.clients[at].last = None;
-        }
     }
 
     pub(super) fn request(
@@ -189,8 +247,8 @@ impl Simulation {
     }
 
     pub(super) fn answers_a_question(&mut self, at: usize) {
+        self.frontend_reads(at);
         let client = &mut self.clients[at];
-        client.frontend.read(&self.published);
         let questions: Vec<Message> = (client.frontend.heard.iter())
             .filter(|(channel, _)| *channel == Channel::Stdin)
             .map(|(_, message)| message.clone())

@@ -3,6 +3,7 @@
 use farside::journal::record::{Body, Note, Record};
 use farside::session::core::Core;
 use farside::session::event::{Effect, Event, Gap};
+use farside::session::turn::{Todo, Turn};
 use farside::wire::Channel;
 
 use super::{Simulation, describe, gist};
@@ -15,36 +16,79 @@ impl Simulation {
         }
         self.now += 1000;
         self.say(|| format!("-- {}", gist(&event)));
-        // A host that dies before its first checkpoint after a failure takes along what was not kept: nothing holds then.
-        let may_die = self.host_may_die() && !matches!(event, Event::JournalHealed { .. });
         let effects = self.core.handle(event, self.now);
-        if may_die && !self.calm && self.rng.one_in(300) {
-            self.host_dies_within(effects);
-        } else {
-            self.carry_out(effects);
+        self.turn.take(effects);
+        if !self.holds && (self.calm || !self.rng.one_in(3)) {
+            self.commit();
         }
     }
 
-    pub(super) fn carry_out(&mut self, effects: Vec<Effect>) {
-        let (records, after): (Vec<_>, Vec<_>) =
-            (effects.into_iter()).partition(|effect| matches!(effect, Effect::Record(_)));
-        let any = !records.is_empty();
-        for effect in records {
-            let Effect::Record(record) = effect else {
-                continue;
-            };
-            self.append(record);
+    /// Carries the turn out, as the driver does. The host may die anywhere in it: of the records a beginning is there
+    /// then, and of the rest nothing that stands behind a record that is not.
+    pub(super) fn commit(&mut self) {
+        if self.holds || self.over {
+            return;
         }
-        for effect in after {
-            self.do_effect(effect);
+        // A host that dies before its first checkpoint after a failure takes along what was not kept: nothing holds then.
+        let dies = self.host_may_die() && !self.healing && !self.calm && self.rng.one_in(200);
+        let mut dead = false;
+        self.holds = true;
+        while let Some(todo) = self.turn.next() {
+            match todo {
+                Todo::Append(records) => {
+                    let mut kept = records.len();
+                    if dies && self.rng.one_in(2) {
+                        dead = true;
+                        kept = self.rng.below(records.len() + 1);
+                    }
+                    for record in &records[..kept] {
+                        self.append(Record::clone(record));
+                    }
+                    if !dead {
+                        self.tell_of_the_journal();
+                    }
+                }
+                Todo::Do(effect) => {
+                    dead = dies && self.rng.one_in(4);
+                    if !dead {
+                        self.do_effect(effect);
+                    }
+                }
+            }
+            if dead || self.over {
+                break;
+            }
         }
-        if any && self.failing && !self.failure_was_told {
+        self.holds = false;
+        self.healing = false;
+        self.engine_ended = false;
+        if dies && !self.over {
+            self.replace_host();
+            return;
+        }
+        self.acknowledge();
+        self.check_turn();
+    }
+
+    fn tell_of_the_journal(&mut self) {
+        if self.failing && !self.failure_was_told {
             self.failure_was_told = true;
             let why = "no space".into();
             self.event(Event::JournalFailed { why });
-        } else if any && !self.failing && self.failure_was_told {
+        } else if !self.failing && self.failure_was_told {
             self.failure_was_told = false;
+            self.healing = true;
             self.event(Event::JournalHealed { from: self.now });
+        }
+    }
+
+    /// What the journal has is acknowledged; some of the acknowledgements are still on their way.
+    fn acknowledge(&mut self) {
+        for client in &mut self.clients {
+            if client.linked && (self.calm || self.rng.one_in(2)) {
+                let recorded = &self.recorded;
+                (client.unacknowledged).retain(|(_, request)| !recorded.contains(&request.header));
+            }
         }
     }
 
@@ -56,6 +100,7 @@ impl Simulation {
         if let Body::Request { message, .. } = &record.body {
             self.recorded.insert(message.header.clone());
         }
+        self.watch(&record);
         if !self.failing {
             self.persisted.push(record.clone());
         }
@@ -100,7 +145,7 @@ impl Simulation {
             Effect::StopEngine { .. } => match &mut self.engine {
                 Some(engine) => engine.stopping = true,
                 // A new host does not know yet that it has died meanwhile; it will hear.
-                None if self.core.state().engine_pid.is_some() => {}
+                None if self.core.state().engine_pid.is_some() || self.engine_ended => {}
                 None => panic!("no engine to stop: the session would wait for ever"),
             },
             Effect::Query(id, query) => self.queries.push((id, query)),
@@ -117,37 +162,16 @@ impl Simulation {
         }
     }
 
-    /// The host is killed while it carries these out.
-    pub(super) fn host_dies_within(&mut self, effects: Vec<Effect>) {
-        let records = (effects.iter())
-            .filter(|effect| matches!(effect, Effect::Record(_)))
-            .count();
-        let keep = self.rng.below(records + 1);
-        let after = if keep == records {
-            self.rng.below(effects.len() - records + 1)
-        } else {
-            0
-        };
-        let (records, rest): (Vec<_>, Vec<_>) =
-            (effects.into_iter()).partition(|effect| matches!(effect, Effect::Record(_)));
-        for effect in records.into_iter().take(keep) {
-            let Effect::Record(record) = effect else {
-                continue;
-            };
-            self.append(record);
-        }
-        for effect in rest.into_iter().take(after) {
-            self.do_effect(effect);
-        }
-        self.replace_host();
-    }
-
     pub(super) fn host_may_die(&self) -> bool {
         // Of two executions with one msg_id nobody can tell which one a host took along.
         !self.failing && !self.failure_was_told && self.asked_twice.is_empty()
     }
 
     pub(super) fn host_dies(&mut self) {
+        self.commit();
+        if self.over || !self.host_may_die() {
+            return;
+        }
         assert_eq!(recovered(&self.persisted), *self.core.state());
         self.replace_host();
     }
@@ -157,6 +181,8 @@ impl Simulation {
         self.host_died = true;
         self.hook_runs = false;
         self.hosts += 1;
+        let host = self.hosts;
+        self.turn = Turn::default();
         self.queries.clear();
         self.to_spawn = None;
         // What was on its way is lost, and so is what the engine sends while nobody is there.
@@ -193,10 +219,13 @@ impl Simulation {
             state,
             self.published.len() as u64 + 1,
         );
+        self.watch.host_changed();
         self.now += 1_000_000;
         let effects = self.core.open(self.hosts, self.now);
-        self.carry_out(effects);
-        if pid.is_some() {
+        self.turn.take(effects);
+        self.commit();
+        // It may have died again in what it did first; then the one after it has done all this.
+        if pid.is_some() && self.hosts == host {
             if self.engine.is_some() {
                 let why = "the host was killed".into();
                 let gap = Some(Gap {
@@ -214,21 +243,16 @@ impl Simulation {
             }
         }
         for at in 0..self.clients.len() {
-            let client = self.clients[at].frontend.client;
-            match (self.clients[at].attached, known.contains_key(&client)) {
-                (true, false) => self.attached(client),
-                (false, true) => self.detached(client),
-                (true, true) | (false, false) => {}
+            if self.hosts != host || self.over {
+                return;
             }
-            if let Some((channel, message)) = self.clients[at].last.clone()
-                && self.clients[at].attached
-            {
-                self.event(Event::Request {
-                    client,
-                    channel,
-                    message,
-                    again: true,
-                });
+            let client = &self.clients[at];
+            let id = client.frontend.client;
+            match (client.attached, client.linked) {
+                (true, true) => self.link_returns(at),
+                (false, _) if known.contains_key(&id) => self.detached(id),
+                // It is not back yet.
+                (true, false) | (false, _) => {}
             }
         }
     }

@@ -1,5 +1,7 @@
-//! Random sessions: frontends, an engine like ipykernel, deaths of engine and host, a journal that fails. What must hold
-//! is checked at every step and when all has come to rest.
+//! Random sessions: frontends whose links break and come back, an engine like ipykernel that floods at times, deaths of
+//! engine and host, a journal that fails. What must hold is checked at every step ([`watch`]) and when all has come to
+//! rest ([`checks`]). The host's turns are the driver's own ([`farside::session::turn`]): several events may make up one,
+//! and the host may die anywhere in it.
 //!
 //! A failure prints its seed: `FARSIDE_SEED=17 cargo test --test core simulation -- --nocapture` runs that one alone and
 //! prints what happened. `FARSIDE_SEEDS=100000` runs more of them (`make simulate`).
@@ -8,6 +10,7 @@ mod checks;
 mod engine;
 mod frontends;
 mod host;
+mod watch;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -18,10 +21,12 @@ use farside::session::clock::Now;
 use farside::session::core::{Core, Facts};
 use farside::session::event::{Command, Event, Query, Usage};
 use farside::session::state::State;
+use farside::session::turn::Turn;
 use farside::wire::{Channel, Message};
 use serde_json::json;
 
 use crate::bench::{Frontend, answer, facts, id, line};
+use watch::Watch;
 
 /// Enough for every pair of things to meet somewhere, in a few seconds.
 const SEEDS: u64 = 3000;
@@ -125,9 +130,11 @@ struct Engine {
 struct Client {
     frontend: Frontend,
     attached: bool,
+    /// Its link is whole.
+    linked: bool,
     number: u64,
-    /// The last request: its acknowledgement can be lost with the host.
-    last: Option<(Channel, Message)>,
+    /// Requests whose acknowledgement has not come (it can be lost with link or host): they are sent again.
+    unacknowledged: Vec<(Channel, Message)>,
     answered_questions: HashSet<String>,
 }
 
@@ -143,6 +150,14 @@ struct Simulation {
     now: u64,
     core: Core,
     facts: Facts,
+    turn: Turn,
+    /// More is to come before the turn is carried out; or it is being carried out.
+    holds: bool,
+    /// What is told of a healed journal is not all written yet.
+    healing: bool,
+    /// The engine has ended in this turn.
+    engine_ended: bool,
+    watch: Watch,
     hosts: u32,
     /// What readers saw, without holes.
     published: Vec<Record>,
@@ -179,6 +194,11 @@ impl Simulation {
             now: 1_700_000_000_000_000,
             core: Core::new(facts.clone(), "host1".into(), State::default(), 1),
             facts,
+            turn: Turn::default(),
+            holds: false,
+            healing: false,
+            engine_ended: false,
+            watch: Watch::default(),
             hosts: 1,
             published: Vec::new(),
             persisted: Vec::new(),
@@ -203,7 +223,8 @@ impl Simulation {
 
     fn run(&mut self) {
         let effects = self.core.open(1, self.now);
-        self.carry_out(effects);
+        self.turn.take(effects);
+        self.commit();
         // Most of what goes wrong needs few steps; some of it needs many.
         let max = if self.rng.one_in(5) {
             STEPS_MAX
@@ -218,6 +239,7 @@ impl Simulation {
             self.step();
         }
         self.calm = true;
+        self.commit();
         self.come_to_rest();
         self.check_replies();
         self.check_statuses();
@@ -253,14 +275,8 @@ impl Simulation {
                     self.attach();
                 }
             }
-            92 => {
-                if let Some(at) = self.a_client()
-                    && self.rng.one_in(2)
-                {
-                    self.clients[at].attached = false;
-                    self.detached(self.clients[at].frontend.client);
-                }
-            }
+            92 => self.comes_or_goes(),
+            93 if self.rng.one_in(6) => self.engine_floods(),
             93..=95 => {
                 if let Some(at) = self.a_client() {
                     self.answers_a_question(at);
@@ -284,10 +300,12 @@ impl Simulation {
                 }
             }
             _ => {
-                if !self.failing && !self.failure_was_told {
+                self.commit();
+                if !self.failing && !self.failure_was_told && !self.over {
                     self.now += 1000;
                     let effects = self.core.checkpoint(self.now);
-                    self.carry_out(effects);
+                    self.turn.take(effects);
+                    self.commit();
                 }
             }
         }
@@ -373,6 +391,11 @@ impl Simulation {
     fn come_to_rest(&mut self) {
         self.say(|| "-- from here on to rest".into());
         self.failing = false;
+        for at in 0..self.clients.len() {
+            if self.clients[at].attached && !self.clients[at].linked {
+                self.link_returns(at);
+            }
+        }
         if self.clients.iter().all(|client| !client.attached) {
             self.attach();
         }

@@ -1,0 +1,565 @@
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Mutex;
+
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::host::log::Log;
+use crate::journal::record::{Body, ExecutionState, Note, Record};
+use crate::journal::writer::tests::samples::{
+    CLIENT, checkpoint, input, note, reply, request, state,
+};
+use crate::journal::{
+    ExecutionInfo, Filter, Index, IndexError, Item, Outputs, Places, Reader, Selector, View,
+    Writer, WriterOptions,
+};
+use crate::session::outputs::{Replayed, compact};
+use crate::wire::Message;
+
+/// Small enough that executions lie in several.
+const SEGMENT_BYTES: u64 = 8_000;
+
+/// What one step of a made-up session writes.
+#[derive(Clone, Copy, Debug)]
+enum Write {
+    /// An execution begins, and the one before is over.
+    Next,
+    /// Outputs, of the execution that runs or (a thread that it left behind) of the one before.
+    Prints {
+        of_before: bool,
+        count: u16,
+        size: u16,
+    },
+    Progress {
+        count: u16,
+    },
+    Image {
+        size: u16,
+    },
+    Clears,
+    Checkpoint,
+}
+
+fn output(seq: u64, n: u64, msg_type: &str, content: serde_json::Value) -> Record {
+    let Record { time, .. } = note(seq, Note::Interrupted);
+    let parent = json!({ "msg_id": format!("request-{n}"), "msg_type": "execute_request" });
+    let header = json!({ "msg_id": format!("output-{seq}"), "msg_type": msg_type, "session": "s" });
+    let message = Message {
+        identities: vec![format!("kernel.{msg_type}").into()],
+        header: header.to_string().into(),
+        parent_header: parent.to_string().into(),
+        metadata: "{}".into(),
+        content: content.to_string().into(),
+        buffers: Vec::new(),
+    };
+    let body = Body::Iopub {
+        client: None,
+        execution: n,
+        message,
+    };
+    Record {
+        seq,
+        time,
+        heard: 0,
+        body,
+    }
+}
+
+/// The records of a session; the last execution runs still.
+fn session(writes: &[Write]) -> Vec<Record> {
+    let mut records = vec![note(
+        1,
+        Note::SessionStarted {
+            id: "s1".into(),
+            name: "notes".into(),
+            engine: "python3".into(),
+        },
+    )];
+    let mut n = 0;
+    let push = |records: &mut Vec<Record>, make: &dyn Fn(u64) -> Record| {
+        let seq = records.last().map_or(1, |record| record.seq + 1);
+        records.push(make(seq));
+    };
+    for (step, write) in std::iter::once(&Write::Next).chain(writes).enumerate() {
+        let stream = |n: u64, text: String| {
+            move |seq| output(seq, n, "stream", json!({ "name": "stdout", "text": text }))
+        };
+        match *write {
+            Write::Next => {
+                if n > 0 {
+                    push(&mut records, &|seq| reply(seq, n));
+                    push(&mut records, &|seq| {
+                        output(seq, n, "status", json!({ "execution_state": "idle" }))
+                    });
+                    push(&mut records, &|seq| state(seq, n, ExecutionState::Ok));
+                }
+                n += 1;
+                push(&mut records, &|seq| request(seq, n, "print()"));
+                push(&mut records, &|seq| state(seq, n, ExecutionState::Running));
+                push(&mut records, &|seq| input(seq, n, n));
+            }
+            Write::Prints {
+                of_before,
+                count,
+                size,
+            } => {
+                for line in 0..count {
+                    let text = format!("{step}-{line}{}\n", "x".repeat(usize::from(size)));
+                    let n = if of_before && line % 3 == 0 {
+                        (n - 1).max(1)
+                    } else {
+                        n
+                    };
+                    push(&mut records, &stream(n, text));
+                }
+            }
+            Write::Progress { count } => {
+                for update in 0..count {
+                    push(&mut records, &stream(n, format!("\r{update:5} {step}")));
+                }
+            }
+            Write::Image { size } => push(&mut records, &|seq| {
+                let data = json!({ "image/png": "A".repeat(usize::from(size)) });
+                output(
+                    seq,
+                    n,
+                    "display_data",
+                    json!({ "data": data, "metadata": {} }),
+                )
+            }),
+            Write::Clears => push(&mut records, &|seq| {
+                output(seq, n, "clear_output", json!({ "wait": step % 2 == 0 }))
+            }),
+            Write::Checkpoint => push(&mut records, &checkpoint),
+        }
+    }
+    records
+}
+
+fn write(dir: &Path, records: &[Record]) -> Writer {
+    let options = WriterOptions {
+        segment_bytes: SEGMENT_BYTES,
+        ..WriterOptions::default()
+    };
+    let (mut writer, _) = Writer::open(dir, options).unwrap();
+    for batch in records.chunks(20) {
+        writer.append(batch).unwrap();
+    }
+    writer
+}
+
+/// Everything that a reader gets, which must have no gap.
+fn read(dir: &Path) -> Vec<Record> {
+    let mut reader = Reader::open(dir, 1).unwrap();
+    let mut records = Vec::new();
+    loop {
+        let items = reader.next_batch(50_000).unwrap();
+        if items.is_empty() {
+            return records;
+        }
+        for item in items {
+            match item {
+                Item::Record(record, _) => records.push(Record::clone(&record)),
+                Item::Gap(gap) => panic!("{gap:?} behind {:?}", records.last()),
+            }
+        }
+    }
+}
+
+/// What a cell that is attached to each execution shows.
+fn shown(records: &[Record]) -> BTreeMap<u64, Vec<Replayed>> {
+    let mut outputs: BTreeMap<u64, Vec<Message>> = BTreeMap::new();
+    for record in records {
+        if let Body::Iopub {
+            client: None,
+            execution,
+            message,
+        } = &record.body
+        {
+            outputs.entry(*execution).or_default().push(message.clone());
+        }
+    }
+    let compacted = |messages: Vec<Message>| compact(&messages, Limits::default(), "hint");
+    (outputs.into_iter())
+        .map(|(n, messages)| (n, compacted(messages)))
+        .collect()
+}
+
+/// What is no output of an execution, and so must stay as it is.
+fn others(records: &[Record]) -> Vec<Record> {
+    let is_other = |record: &&Record| match &record.body {
+        Body::Note(Note::Compacted { .. } | Note::Checkpoint { .. }) => false,
+        Body::Iopub { message, .. } => segment::is_frame(message),
+        Body::Request { .. } | Body::Reply { .. } | Body::Note(_) => true,
+    };
+    records.iter().filter(is_other).cloned().collect()
+}
+
+/// The index's rows, without the places.
+fn rows(executions: Vec<ExecutionInfo>) -> Vec<ExecutionInfo> {
+    let bare = |info| ExecutionInfo {
+        places: Places::default(),
+        ..info
+    };
+    executions.into_iter().map(bare).collect()
+}
+
+fn check_index(dir: &Path, index: &Index, before: &[ExecutionInfo]) {
+    let now = index.executions(&Filter::default()).unwrap();
+    assert_eq!(rows(now.clone()), rows(before.to_vec()));
+    let viewed = View::open(dir).unwrap().executions(&Filter::default());
+    assert_eq!(viewed, now);
+    let whole = std::fs::rename(dir.join("index.sqlite"), dir.join("aside"));
+    let from_log = View::open(dir).unwrap().executions(&Filter::default());
+    if whole.is_ok() {
+        std::fs::rename(dir.join("aside"), dir.join("index.sqlite")).unwrap();
+    }
+    assert_eq!(
+        rows(from_log),
+        rows(before.to_vec()),
+        "made anew from the log"
+    );
+    let mut reader = Reader::open(dir, 1).unwrap();
+    for info in now {
+        let places = info.places;
+        let at = |position| reader.read_at(position).unwrap().map(|record| record.body);
+        let mut at = at;
+        let is_request = matches!(places.request.and_then(&mut at), Some(Body::Request { execution, .. }) if execution == info.n);
+        assert!(is_request, "{places:?}");
+        if let Some(position) = places.reply {
+            let is_reply = matches!(at(position), Some(Body::Reply { execution, client, .. }) if execution == info.n && client == CLIENT);
+            assert!(is_reply, "{places:?}");
+        }
+        for position in [places.start, places.last].into_iter().flatten() {
+            assert!(at(position).is_some(), "{places:?}");
+        }
+    }
+}
+
+/// A worker over `dir`, without a host around it.
+fn worker(dir: &Path, bound: u64, replace: Replace) -> Worker {
+    let journal = tempfile::tempdir().unwrap();
+    // A log of its own: only its readers' places count.
+    let (writer, _) = Writer::open(journal.path(), WriterOptions::default()).unwrap();
+    Worker {
+        dir: dir.to_owned(),
+        bound,
+        tail: Log::new(writer, journal.path(), 0).tail(),
+        replace,
+        stop: Arc::default(),
+        tried: HashSet::new(),
+        again_at: 0,
+    }
+}
+
+/// What the index thread does.
+fn with_index(dir: &Path) -> (Arc<Mutex<Index>>, Replace) {
+    let mut index = Index::open(dir).unwrap();
+    index.catch_up().unwrap();
+    let index = Arc::new(Mutex::new(index));
+    let shared = index.clone();
+    let replace = move |prepared: Prepared, _, _| {
+        let mut index = shared.lock().unwrap();
+        index
+            .replace(&prepared, Prepared::commit)
+            .map_err(io::Error::other)?;
+        prepared.clean().map(|()| true)
+    };
+    (index, Box::new(replace))
+}
+
+fn a_write() -> impl Strategy<Value = Write> {
+    prop_oneof![
+        4 => Just(Write::Next),
+        4 => (any::<bool>(), 1u16..40, 0u16..200)
+            .prop_map(|(of_before, count, size)| Write::Prints { of_before, count, size }),
+        2 => (1u16..60).prop_map(|count| Write::Progress { count }),
+        2 => (1u16..9000).prop_map(|size| Write::Image { size }),
+        1 => Just(Write::Clears),
+        1 => Just(Write::Checkpoint),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(40) })]
+
+    /// Whatever a session wrote: compacted as a replay shows it, every cell shows the same as before, all other records
+    /// are the same, nothing counts as lost, and index, view and a rebuilt index agree.
+    #[test]
+    fn compacted_outputs_show_the_same(writes in prop::collection::vec(a_write(), 5..40)) {
+        let dir = tempfile::tempdir().unwrap();
+        let records = session(&writes);
+        drop(write(dir.path(), &records));
+        let (index, replace) = with_index(dir.path());
+        let before = index.lock().unwrap().executions(&Filter::default()).unwrap();
+        let bytes = segments::total_bytes(dir.path()).unwrap();
+        let mut worker = worker(dir.path(), 1, replace);
+        worker.compact(Wanted::Over, 1).unwrap();
+        worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+        let now = read(dir.path());
+        prop_assert!(segments::total_bytes(dir.path()).unwrap() <= bytes);
+        prop_assert_eq!(others(&now), others(&records));
+        prop_assert_eq!(shown(&now), shown(&records));
+        check_index(dir.path(), &index.lock().unwrap(), &before);
+        // Once more, as after a further round: nothing changes.
+        worker.tried.clear();
+        worker.compact(Wanted::Over, 1).unwrap();
+        worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+        prop_assert_eq!(read(dir.path()), now);
+    }
+
+    /// A host that dies at any moment of it leaves a journal that is as before or compacted, and an index that is right.
+    #[test]
+    fn dying_in_between_does_no_harm(writes in prop::collection::vec(a_write(), 10..40), moment in 0..4u8) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().to_owned();
+        let records = session(&writes);
+        drop(write(&path, &records));
+        let mut index = Index::open(&path).unwrap();
+        index.catch_up().unwrap();
+        let before = index.executions(&Filter::default()).unwrap();
+        let dies = move |prepared: Prepared, _, _| -> io::Result<bool> {
+            let died = || io::Error::other("it died here");
+            match moment {
+                // The new segment is written, and nothing else.
+                0 => {}
+                // The index has forgotten its place.
+                1 => {
+                    let database = rusqlite::Connection::open(path.join("index.sqlite")).unwrap();
+                    database.execute("DELETE FROM indexed", []).unwrap();
+                }
+                // And the segment is in its place.
+                2 => {
+                    let database = rusqlite::Connection::open(path.join("index.sqlite")).unwrap();
+                    database.execute("DELETE FROM indexed", []).unwrap();
+                    prepared.commit().unwrap();
+                }
+                // And the index knows; but the others are still there.
+                _ => index.replace(&prepared, Prepared::commit).unwrap(),
+            }
+            Err(died())
+        };
+        let mut dying = worker(dir.path(), 1, Box::new(dies));
+        let _ = dying.compact(Wanted::Over, 1);
+        drop(dying);
+        let path = dir.path();
+        prop_assert_eq!(shown(&read(path)), shown(&records));
+        prop_assert_eq!(others(&read(path)), others(&records));
+        let (writer, recovered) = Writer::open(path, WriterOptions::default()).unwrap();
+        prop_assert_eq!(recovered.next_seq, records.len() as u64 + 1);
+        drop(writer);
+        let (index, replace) = with_index(path);
+        check_index(path, &index.lock().unwrap(), &before);
+        // The next host goes on with it.
+        let mut next = worker(path, 1, replace);
+        next.compact(Wanted::Over, 1).unwrap();
+        prop_assert_eq!(shown(&read(path)), shown(&records));
+        check_index(path, &index.lock().unwrap(), &before);
+        let left: Vec<_> = std::fs::read_dir(path).unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .filter(|name| name.ends_with(".seg"))
+            .collect();
+        prop_assert_eq!(left.len(), segments::list(path).unwrap().len());
+    }
+
+    /// Who is in the middle of a segment that is replaced gets the rest of it, or a gap: never less without a word.
+    #[test]
+    fn a_reader_in_the_middle_is_told(writes in prop::collection::vec(a_write(), 10..40), at in any::<prop::sample::Index>()) {
+        let dir = tempfile::tempdir().unwrap();
+        let records = session(&writes);
+        drop(write(dir.path(), &records));
+        let mut reader = Reader::open(dir.path(), 1).unwrap();
+        let mut next = 1;
+        let stop_at = 1 + at.index(records.len()) as u64;
+        let (_, replace) = with_index(dir.path());
+        let mut worker = worker(dir.path(), 1, replace);
+        let mut compacted = false;
+        let mut told = 0;
+        loop {
+            if next >= stop_at && !compacted {
+                worker.compact(Wanted::Over, 1).unwrap();
+                worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+                compacted = true;
+            }
+            let items = reader.next_batch(1).unwrap();
+            if items.is_empty() {
+                break;
+            }
+            for item in items {
+                match item {
+                    Item::Record(record, _) => {
+                        // What is missing before it was said to be compacted, or lost to this reader.
+                        prop_assert!(record.seq >= next);
+                        prop_assert!(record.seq == next || told >= record.seq, "{next} to {} without a word", record.seq);
+                        next = record.seq + 1;
+                        if let Body::Note(Note::Compacted { until, .. }) = record.body {
+                            told = until + 1;
+                        }
+                    }
+                    Item::Gap(gap) => {
+                        told = gap.missing.end;
+                        next = next.max(gap.missing.end);
+                    }
+                }
+            }
+        }
+        prop_assert_eq!(next, records.len() as u64 + 1);
+    }
+}
+
+fn many(count: usize, write: Write) -> Vec<Write> {
+    (0..count).flat_map(|_| [write, Write::Next]).collect()
+}
+
+#[test]
+fn finished_executions_make_room_first_and_the_end_of_what_runs_stays() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 1000,
+        size: 50,
+    };
+    let mut writes = many(20, prints);
+    // And one that runs.
+    writes.push(Write::Prints {
+        of_before: false,
+        count: 200,
+        size: 50,
+    });
+    let records = session(&writes);
+    drop(write(dir.path(), &records));
+    let bytes = segments::total_bytes(dir.path()).unwrap();
+    let (index, replace) = with_index(dir.path());
+    let bound = bytes / 8;
+    let mut worker = worker(dir.path(), bound, replace);
+    worker.look().unwrap();
+    let after = segments::total_bytes(dir.path()).unwrap();
+    assert!(after <= bound, "{after} bytes are more than {bound}");
+    let now = read(dir.path());
+    assert_eq!(others(&now), others(&records));
+    // What runs was not touched: the others made enough room.
+    let (last, before) = (shown(&now), shown(&records));
+    assert_eq!(last.last_key_value(), before.last_key_value());
+    // The first execution shows head and tail, and a line that says what went.
+    let first = shown(&now).remove(&1).unwrap();
+    let text: String = first
+        .iter()
+        .map(|r| String::from_utf8_lossy(&r.content))
+        .collect();
+    assert!(
+        text.contains("journal_bytes_max") && text.contains("1-0x") && text.contains("1-999x"),
+        "{text}"
+    );
+    let info = index
+        .lock()
+        .unwrap()
+        .execution(&Selector::Number(1))
+        .unwrap()
+        .unwrap();
+    assert_eq!(info.outputs, 1000, "what it once had counts");
+    let outputs = Outputs::from_seq(dir.path(), 1, info.places.first_seq, info.places.last_seq);
+    assert!(
+        outputs
+            .unwrap()
+            .all(|item| matches!(item.unwrap(), Item::Record(..)))
+    );
+}
+
+#[test]
+fn of_one_that_runs_alone_head_and_tail_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 3000,
+        size: 1000,
+    };
+    let records = session(&[prints; 3]);
+    drop(write(dir.path(), &records));
+    let bytes = segments::total_bytes(dir.path()).unwrap();
+    let (_, replace) = with_index(dir.path());
+    let bound = bytes / 2;
+    let mut worker = worker(dir.path(), bound, replace);
+    worker.look().unwrap();
+    assert!(segments::total_bytes(dir.path()).unwrap() <= bound);
+    let now = read(dir.path());
+    let texts: Vec<String> = now
+        .iter()
+        .filter_map(|record| match &record.body {
+            Body::Iopub { message, .. } => {
+                Some(String::from_utf8_lossy(&message.content).into_owned())
+            }
+            _ => None,
+        })
+        .collect();
+    let all = texts.concat();
+    assert!(all.contains("1-0xx") && all.contains("journal_bytes_max"));
+    // From where the compacted part ends on, all is there.
+    let line = |n: usize| format!("{}-{}xx", 1 + n / 3000, n % 3000);
+    let gone = (0..9000).rfind(|&n| !all.contains(&line(n))).unwrap();
+    assert!(gone > 0 && gone < 8500, "{gone}");
+    assert_eq!(others(&now), others(&records));
+}
+
+#[test]
+fn a_reader_of_the_host_is_waited_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 500,
+        size: 50,
+    };
+    let records = session(&many(10, prints));
+    drop(write(dir.path(), &records));
+    let bytes = segments::total_bytes(dir.path()).unwrap();
+    let (_, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), bytes - 1, replace);
+    let reader = worker.tail.pin(3);
+    worker.look().unwrap();
+    assert_eq!(read(dir.path()), records, "it stands at the beginning");
+    reader.set(records.len() as u64);
+    worker.again_at = 0;
+    worker.look().unwrap();
+    assert!(segments::total_bytes(dir.path()).unwrap() < bytes / 4 * 3);
+    assert_eq!(shown(&read(dir.path())), shown(&records));
+    drop(reader);
+    // One that lags by more than twice the bound is not waited for.
+    let dir = tempfile::tempdir().unwrap();
+    drop(write(dir.path(), &records));
+    let (_, replace) = with_index(dir.path());
+    let mut worker = self::worker(dir.path(), bytes / 3, replace);
+    let _reader = worker.tail.pin(3);
+    worker.look().unwrap();
+    assert!(segments::total_bytes(dir.path()).unwrap() <= bytes / 3 * 2);
+}
+
+#[test]
+fn an_index_error_leaves_a_journal_that_is_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 300,
+        size: 50,
+    };
+    let records = session(&many(10, prints));
+    drop(write(dir.path(), &records));
+    let (index, _) = with_index(dir.path());
+    let before = index
+        .lock()
+        .unwrap()
+        .executions(&Filter::default())
+        .unwrap();
+    let shared = index.clone();
+    let fails = move |prepared: Prepared, _, _| {
+        let refused = |_: &Prepared| Err(io::Error::other("no"));
+        let result = shared.lock().unwrap().replace(&prepared, refused);
+        assert!(matches!(result, Err(IndexError::Io(_))));
+        Ok(false)
+    };
+    let mut worker = worker(dir.path(), 1, Box::new(fails));
+    worker.compact(Wanted::Over, 1).unwrap();
+    assert_eq!(read(dir.path()), records);
+    index.lock().unwrap().catch_up().unwrap();
+    check_index(dir.path(), &index.lock().unwrap(), &before);
+}
