@@ -58,6 +58,11 @@ impl Frontend {
         self.pid
     }
 
+    /// Whether it is a Jupyter Server, which starts a kernel anew whose process ends.
+    pub fn is_jupyter_server(&self) -> bool {
+        self.server_file.is_some()
+    }
+
     /// What a request of it means now.
     pub fn meaning(&self) -> Meaning {
         let is_gone = crate::process::parent_pid() != self.pid;
@@ -77,7 +82,7 @@ impl Frontend {
     /// clocks may be wrong, and an interrupt that is meant must never be swallowed. A request that does not say when it
     /// was sent is for us.
     pub fn came_before_us(&self, message: &Message) -> bool {
-        self.server_file.is_some() && self.is_stale(message, crate::state_dir::now())
+        self.is_jupyter_server() && self.is_stale(message, crate::state_dir::now())
     }
 
     fn is_stale(&self, message: &Message, now: Micros) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! A session that retired by itself (idle, lifetime, budget) takes its host and engine with it, but not the launcher:
 //! a frontend takes the end of its kernel process for a crash, and a Jupyter Server would start the kernel anew, for
-//! nobody. So the launcher sleeps: connections stay, the heartbeat echoes, nothing else runs. The next request wakes
+//! nobody. The same where a session of a Jupyter Server was stopped by somebody else. So the launcher sleeps: connections stay, the heartbeat echoes, nothing else runs. The next request wakes
 //! it, and gets a session as a launcher's start does. All other ends of a session are the launcher's end too.
 
 use std::rc::Rc;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 
 use super::choice::{Wanted, choose};
 use super::host_link::{HostLink, LinkEnd, Outgoing};
+use super::leaving::Frontend;
 use super::reach::Stream;
 use super::{Shared, Stage, wants_restart};
 use crate::state_dir::Session;
@@ -19,6 +20,9 @@ use crate::wire::{Channel, Message};
 
 /// The words that an end reason begins with where nobody asked for the end.
 const RETIRED: [&str; 3] = ["idle", "lifetime", "budget"];
+
+/// And where somebody ended it, but not by its frontend (`farside stop`, `%farside retire`).
+const STOPPED: &str = "stopped";
 
 /// The session that is served, for the launcher's parts.
 #[derive(Debug, Clone)]
@@ -63,7 +67,7 @@ pub(super) async fn serve(
         tracing::info!(reason, "the session has ended");
         let Some(wanted) = wanted
             .as_ref()
-            .filter(|_| retired_by_itself(&reason) && shared.stage.get() == Stage::Serving)
+            .filter(|_| shared.sleeps_after(&reason) && shared.stage.get() == Stage::Serving)
         else {
             return;
         };
@@ -118,14 +122,23 @@ fn wakes(shared: &Shared, request: &Outgoing) -> bool {
 }
 
 fn retired_by_itself(reason: &str) -> bool {
-    let word = reason
+    RETIRED.contains(&first_word(reason))
+}
+
+fn first_word(reason: &str) -> &str {
+    reason
         .split(|c: char| !c.is_ascii_alphabetic())
         .next()
-        .unwrap_or_default();
-    RETIRED.contains(&word)
+        .unwrap_or_default()
 }
 
 impl Shared {
+    /// Whether the launcher is to be there for a session that comes after the one that ended so.
+    fn sleeps_after(&self, reason: &str) -> bool {
+        let server = (self.frontend.as_ref()).is_some_and(Frontend::is_jupyter_server);
+        retired_by_itself(reason) || (server && first_word(reason) == STOPPED)
+    }
+
     fn now_serves(&self, session: &Session, stream: &Stream) {
         self.session_id.replace(stream.welcome.session_id.clone());
         self.served.send_modify(|served| {

@@ -298,6 +298,27 @@ def test_a_server_does_not_restart_a_kernel_that_retired(sandbox: Sandbox) -> No
     wait_gone(launcher)
 
 
+@pytest.mark.parametrize("how", ["command line", "magic"])
+def test_a_server_does_not_restart_a_kernel_that_was_stopped(sandbox: Sandbox, how: str) -> None:
+    """The server took the launcher's end for a crash, and started a session for nobody."""
+    sandbox.kernelspec(KERNEL)
+    server = sandbox.server()
+    page = server.websocket(server.open_notebook("n.ipynb", KERNEL)["kernel"]["id"])
+    page.idle(page.execute("x = 1"), 45)
+    old = sandbox.session()
+    [launcher] = [pid for pid, command in sandbox.processes().items() if " launch " in command]
+    if how == "magic":
+        page.execute("%farside retire")
+    else:
+        sandbox.cli("stop", old["id"], check=True)
+    wait_until(lambda: set(sandbox.processes()) == {launcher, server.process.pid}, "host and engine to be gone", detail=sandbox.processes)
+    again = page.execute("print('x' in dir())")
+    page.idle(again, 45)
+    assert page.text(again) == "False\n"
+    assert [pid for pid, command in sandbox.processes().items() if " launch " in command] == [launcher]
+    assert len(sandbox.ls()) == 1 and sandbox.session()["id"] != old["id"]
+
+
 def test_a_sleeping_launcher_ends_with_its_server(sandbox: Sandbox) -> None:
     launcher = sandbox.launch(own_parent=True, server=True)
     launcher.client().run("1")
