@@ -22,10 +22,9 @@ use std::time::{Duration, Instant};
 use bytes::BufMut;
 use tokio::sync::Notify;
 
-/// The ring of a stream that may flood: what an engine that prints at full speed writes in half a second, several times
-/// the time without a host. It takes memory only as far as it was filled since it was last empty; but in a flood that is
-/// all of it, a good part of what a session may take.
-pub const RING_BYTES: usize = 8 << 20;
+/// The ring of a stream that may flood: what an engine writes within about 0.1 s, the time without a host. It takes
+/// memory only as far as it was filled since it was last empty.
+pub const RING_BYTES: usize = 16 << 20;
 
 /// The ring of a stream of single requests and answers.
 pub const SMALL_RING_BYTES: usize = 1 << 20;

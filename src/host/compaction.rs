@@ -218,6 +218,12 @@ impl Worker {
             let over: Vec<ExecutionNumber> = group.victims.keys().copied().collect();
             let prepared = segment::write(&self.dir, &group, limits, &self.stop)?;
             tracing::debug!(replaced = ?prepared.replaced(), bytes = prepared.bytes(), divisor, "compacting");
+            if !prepared.is_smaller()? {
+                // There was too little in it to be worth the marks of a compaction.
+                prepared.discard()?;
+                self.tried.extend(over.into_iter().map(|n| (n, divisor)));
+                continue;
+            }
             if (self.replace)(prepared, group.last_seq, waits)? && wanted == Wanted::Over {
                 self.tried.extend(over.into_iter().map(|n| (n, divisor)));
             }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Bytes that may wait. What the engine has said is in its spool as well until it is in the journal (spool.rs), so in a
-/// flood this is there twice.
-const INBOX_BYTES_MAX: usize = 4 << 20;
+/// flood this is there twice. But less of it, and an engine that says 100 MB in a second overruns its own queue.
+const INBOX_BYTES_MAX: usize = 16 << 20;
 
 /// The semaphore counts in these, for its permits are 32 bit numbers.
 const UNIT_BYTES: usize = 1024;

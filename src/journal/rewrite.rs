@@ -143,6 +143,20 @@ impl Prepared {
             .map_err(|e| segments::describe(e, "cannot put in its place the segment", &path))
     }
 
+    /// Whether it takes less room than what it replaces.
+    pub fn is_smaller(&self) -> io::Result<bool> {
+        let mut old = 0;
+        for &segment in &self.replaced {
+            old += segments::path(&self.dir, segment).metadata()?.len();
+        }
+        Ok(self.bytes < old)
+    }
+
+    /// Drops it: all stays as it is.
+    pub fn discard(self) -> io::Result<()> {
+        std::fs::remove_file(self.dir.join(UNFINISHED_NAME))
+    }
+
     /// Removes the segments that are in the new one now.
     pub fn clean(self) -> io::Result<()> {
         segments::sync_dir(&self.dir)?;
