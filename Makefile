@@ -58,7 +58,7 @@ unit: venv ## the Rust tests
 SEEDS ?= 100000
 
 simulate: ## random sessions of the core: SEEDS of them (`FARSIDE_SEED=17 make simulate` runs one again, and prints it)
-	FARSIDE_SEEDS=$(SEEDS) $(CARGO) test --locked --release --test core simulation -- --nocapture
+	FARSIDE_SEEDS=$(SEEDS) $(CARGO) test --locked --test core simulation -- --nocapture
 
 FUZZ_SECONDS ?= 60
 FUZZ_JOBS ?= 1

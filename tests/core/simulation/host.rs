@@ -168,8 +168,10 @@ impl Simulation {
     }
 
     pub(super) fn host_dies(&mut self) {
+        let host = self.hosts;
         self.commit();
-        if self.over || !self.host_may_die() {
+        // It may have died in that already.
+        if self.hosts != host || self.over || !self.host_may_die() {
             return;
         }
         assert_eq!(recovered(&self.persisted), *self.core.state());
