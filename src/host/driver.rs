@@ -46,9 +46,10 @@ use crate::wire::{Channel, Message};
 /// How many inputs one turn takes: enough to write a flood in few writes, few enough to answer in between.
 const TURN_INPUTS_MAX: usize = 512;
 
-/// And how many bytes, about. Readers get their turn behind it: it must be far less than what stays in memory
-/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files.
-const TURN_BYTES_MAX: usize = 512 << 10;
+/// And how many bytes, about. Readers get their turn behind it: it must be less than what stays in memory
+/// (`TAIL_BYTES_MAX`, log.rs), or a flood would send all of them to the files. But where CPU time is short they get as
+/// much of this thread as turns do, and the engine's own queue must not overrun meanwhile: so it is not far less.
+const TURN_BYTES_MAX: usize = 3 << 20;
 
 /// status.json is written so long after a change, with all changes up to then.
 const STATUS_DELAY: Duration = Duration::from_millis(25);
