@@ -24,7 +24,7 @@ use tokio::sync::Notify;
 
 /// The ring of a stream that may flood: what an engine writes within about 0.1 s, the time without a host. It takes
 /// memory only as far as it was filled since it was last empty.
-pub const RING_BYTES: usize = 16 << 20;
+pub const RING_BYTES: usize = 12 << 20;
 
 /// The ring of a stream of single requests and answers.
 pub const SMALL_RING_BYTES: usize = 1 << 20;

@@ -218,10 +218,9 @@ impl Worker {
             let over: Vec<ExecutionNumber> = group.victims.keys().copied().collect();
             let prepared = segment::write(&self.dir, &group, limits, &self.stop)?;
             tracing::debug!(replaced = ?prepared.replaced(), bytes = prepared.bytes(), divisor, "compacting");
-            if !prepared.is_smaller()? {
+            if prepared.is_larger()? {
                 // There was too little in it to be worth the marks of a compaction.
                 prepared.discard()?;
-                self.tried.extend(over.into_iter().map(|n| (n, divisor)));
                 continue;
             }
             if (self.replace)(prepared, group.last_seq, waits)? && wanted == Wanted::Over {

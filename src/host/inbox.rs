@@ -9,7 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 /// Bytes that may wait. What the engine has said is in its spool as well until it is in the journal (spool.rs), so in a
 /// flood this is there twice. But less of it, and an engine that says 100 MB in a second overruns its own queue.
-const INBOX_BYTES_MAX: usize = 16 << 20;
+const INBOX_BYTES_MAX: usize = 12 << 20;
 
 /// The semaphore counts in these, for its permits are 32 bit numbers.
 const UNIT_BYTES: usize = 1024;

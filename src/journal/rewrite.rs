@@ -143,13 +143,13 @@ impl Prepared {
             .map_err(|e| segments::describe(e, "cannot put in its place the segment", &path))
     }
 
-    /// Whether it takes less room than what it replaces.
-    pub fn is_smaller(&self) -> io::Result<bool> {
+    /// Whether it takes more room than what it replaces.
+    pub fn is_larger(&self) -> io::Result<bool> {
         let mut old = 0;
         for &segment in &self.replaced {
             old += segments::path(&self.dir, segment).metadata()?.len();
         }
-        Ok(self.bytes < old)
+        Ok(self.bytes > old)
     }
 
     /// Drops it: all stays as it is.
