@@ -126,10 +126,14 @@ struct Current {
     process: Option<Process>,
     /// The sockets that are up.
     up: Vec<Channel>,
+    /// Those that were up once.
+    begun: Vec<Channel>,
     /// One of them was up once.
     bound: bool,
     /// All of them were.
     connected: bool,
+    /// An earlier host started it.
+    adopted: bool,
     /// It was told to end.
     stopping: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
@@ -269,8 +273,10 @@ impl EngineDriver {
             endpoints,
             // One that is taken over had bound them for the host before.
             bound: process.is_some(),
+            adopted: process.is_some(),
             process,
             up: Vec::new(),
+            begun: Vec::new(),
             connected: false,
             stopping: false,
             senders,
@@ -343,7 +349,8 @@ impl EngineDriver {
             ));
         }
         current.end = Some((end, why));
-        let wait = if current.up.is_empty() {
+        // Of one that was taken over, what was held is still to be read, though it may have ended long ago.
+        let wait = if current.up.is_empty() && !current.adopted {
             Duration::ZERO
         } else {
             DRAIN
@@ -376,6 +383,9 @@ impl EngineDriver {
                 if !current.up.contains(&channel) {
                     current.up.push(channel);
                 }
+                if !current.begun.contains(&channel) {
+                    current.begun.push(channel);
+                }
                 if !current.connected && CHANNELS.iter().all(|channel| current.up.contains(channel))
                 {
                     current.connected = true;
@@ -388,7 +398,10 @@ impl EngineDriver {
                 channel,
             } if generation == now_generation => {
                 current.up.retain(|up| *up != channel);
-                if current.up.is_empty() && current.end.is_some() {
+                // Of one that was taken over, another stream may not even have been begun with.
+                let begun = |channel| current.begun.contains(channel);
+                let all_begun = !current.adopted || CHANNELS.iter().all(begun);
+                if current.up.is_empty() && all_begun && current.end.is_some() {
                     output.event = self.drained();
                 }
             }

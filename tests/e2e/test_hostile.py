@@ -258,8 +258,10 @@ def test_a_stopped_subscriber_delays_nobody_and_misses_nothing(sandbox: Sandbox)
         assert os.read(reader, 1) == b"r"
         os.kill(child, signal.SIGSTOP)
         result = client.run(
-            f"from IPython.display import publish_display_data\n"
-            f"for n in range({count}): publish_display_data({{'text/plain': 'x' * {size}}}, metadata={{'n': n}})",
+            # With pauses: a busy machine's engine drops past its own high-water mark, whoever reads.
+            f"import time; from IPython.display import publish_display_data\n"
+            f"for n in range({count}):\n    publish_display_data({{'text/plain': 'x' * {size}}}, metadata={{'n': n}})\n"
+            "    if n % 10 == 0: time.sleep(0.01)",
             seconds=60,
         )
         numbers = [m.content["metadata"]["n"] for m in result.iopub if m.type == "display_data"]
