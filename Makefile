@@ -13,7 +13,7 @@ CARGO ?= cargo
 E2E_JOBS ?= 3
 # Shared machines stall processes for seconds. In CI a test that fails once and then passes is reported as rerun; at
 # a desk it is a failure.
-E2E_RERUNS ?= $(if $(filter true,$(CI)),--reruns 4)
+E2E_RERUNS ?= $(if $(filter true,$(CI)),--reruns 1)
 # `make e2e PYTEST_ARGS="-k attach -x"`
 PYTEST_ARGS ?=
 

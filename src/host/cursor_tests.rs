@@ -677,6 +677,21 @@ fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
 }
 
 #[test]
+fn what_is_being_appended_stays_in_memory_whatever_comes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = new_log(dir.path());
+    block_on(async {
+        let mut reader = cursor(&log, from_the_start());
+        // More than stays in memory otherwise, and not in the files yet.
+        let mut appending = std::pin::pin!(log.append_apart(vec![huge(1), huge(2), huge(3)]));
+        assert!(is_pending(appending.as_mut()).await);
+        assert_eq!(read_until(&mut reader, 3).await, [1, 2, 3]);
+        assert!(matches!(appending.await, Appended::Kept));
+    });
+    assert_eq!(log.tail().first_in_memory(), Some(3));
+}
+
+#[test]
 fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
     let dir = tempfile::tempdir().unwrap();
     append(&mut new_log(dir.path()), vec![large(1), large(2), large(3)]);

@@ -174,8 +174,14 @@ impl Log {
             (None, None) => Err(lost()),
         };
         self.shown_bytes += self.tail.lock().extend(records);
-        self.last.send_replace(Last::tried(last_seq));
+        self.tried(last_seq);
         self.appended(result, now)
+    }
+
+    /// Only now may the records be taken out of memory: who does not find them there reads the files.
+    fn tried(&mut self, seq: u64) {
+        self.last.send_replace(Last::tried(seq));
+        self.tail.lock().trim();
     }
 
     /// Appends in one go on another thread: for what takes long, by its size or because the disk is waited for. The
@@ -210,7 +216,7 @@ impl Log {
                 Err(self.closed.map_or_else(lost, io::Error::other))
             }
         };
-        self.last.send_replace(Last::tried(seq));
+        self.tried(seq);
         self.appended(result, now)
     }
 
@@ -334,13 +340,15 @@ impl Shared {
             self.bytes += cost(&record);
             self.records.push_back(record);
         }
-        let added = self.bytes - before;
+        (self.bytes - before) as u64
+    }
+
+    fn trim(&mut self) {
         while self.bytes > TAIL_BYTES_MAX && self.records.len() > 1 {
             if let Some(oldest) = self.records.pop_front() {
                 self.bytes -= cost(&oldest);
             }
         }
-        added as u64
     }
 }
 

@@ -11,6 +11,7 @@ use super::codec::{self, Kind};
 use super::record::{Body, ExecutionNumber, ExecutionState, Micros, Note, Record};
 use super::scan::{HEADS_CHUNK_BYTES, Scanned, SegmentScan};
 use super::segments::Position;
+use crate::wire::message::ExecuteRequest;
 use crate::wire::{Channel, Header};
 
 /// One execution, as `history --json` and `farside_list_reply` show it.
@@ -24,6 +25,9 @@ pub struct ExecutionInfo {
     pub cell_id: Option<String>,
     /// What was executed.
     pub code: String,
+    /// See [`ExecuteRequest::is_by_person`].
+    #[serde(skip)]
+    pub by_person: bool,
     /// Where it stands.
     pub state: ExecutionState,
     /// When the engine took it up. ISO 8601 in JSON.
@@ -102,10 +106,8 @@ pub enum Selector {
     ById(String),
     /// By its number.
     Number(ExecutionNumber),
-    /// The one asked for last.
+    /// The one that a person asked for last ([`ExecuteRequest::is_by_person`]).
     Latest,
-    /// The one that runs, or waits for input.
-    Running,
 }
 
 /// The fold. Rows that it does not hold are asked for where they are needed.
@@ -123,12 +125,6 @@ pub(super) struct Tracked {
 }
 
 /// The parts of an execute_request that a row keeps.
-#[derive(Deserialize)]
-struct ExecuteContent {
-    #[serde(default)]
-    code: String,
-}
-
 #[derive(Deserialize)]
 struct ExecuteMetadata {
     #[serde(rename = "cellId", default)]
@@ -338,17 +334,9 @@ impl Rows {
         match selector {
             Selector::ById(id) => newest_first.find(|info| info.msg_id == *id).cloned(),
             Selector::Number(n) => self.executions.get(n).map(|tracked| tracked.info.clone()),
-            Selector::Latest => newest_first.next().cloned(),
-            Selector::Running => newest_first.find(|info| is_running(info.state)).cloned(),
+            Selector::Latest => newest_first.find(|info| info.by_person).cloned(),
         }
     }
-}
-
-fn is_running(state: ExecutionState) -> bool {
-    matches!(
-        state,
-        ExecutionState::Running | ExecutionState::WaitingInput
-    )
 }
 
 /// A row whose request is not known (yet): it stays so only where the request's record is damaged.
@@ -358,6 +346,7 @@ fn new_row(n: ExecutionNumber, first_seq: u64) -> ExecutionInfo {
         n,
         cell_id: None,
         code: String::new(),
+        by_person: true,
         state: ExecutionState::Queued,
         started: None,
         ended: None,
@@ -385,8 +374,9 @@ fn apply_request(info: &mut ExecutionInfo, found: &Scanned, record: &Record) {
     if let Ok(header) = message.header() {
         info.msg_id = header.msg_id.into_owned();
     }
-    if let Ok(content) = serde_json::from_slice::<ExecuteContent>(&message.content) {
-        info.code = content.code;
+    if let Some(content) = ExecuteRequest::read(&message.content) {
+        info.by_person = content.is_by_person();
+        info.code = content.code.into_owned();
     }
     if let Ok(metadata) = serde_json::from_slice::<ExecuteMetadata>(&message.metadata) {
         info.cell_id = metadata.cell_id;

@@ -10,7 +10,7 @@ use super::record::ExecutionState;
 use super::segments::Position;
 
 /// Version of the schema, in `user_version`. An index of any other is rebuilt.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 const SCHEMA: &str = "
     CREATE TABLE session (
@@ -24,7 +24,7 @@ const SCHEMA: &str = "
     );
     CREATE TABLE executions (
         n INTEGER PRIMARY KEY,
-        msg_id TEXT NOT NULL, cell_id TEXT, code TEXT NOT NULL, state TEXT NOT NULL, reason TEXT,
+        msg_id TEXT NOT NULL, cell_id TEXT, code TEXT NOT NULL, by_person INTEGER NOT NULL, state TEXT NOT NULL, reason TEXT,
         queued INTEGER, started INTEGER, ended INTEGER, execution_count INTEGER,
         outputs INTEGER NOT NULL, bytes INTEGER NOT NULL,
         first_seq INTEGER NOT NULL, last_seq INTEGER NOT NULL,
@@ -34,7 +34,7 @@ const SCHEMA: &str = "
     CREATE INDEX executions_cell_id ON executions (cell_id) WHERE cell_id IS NOT NULL;
 ";
 
-const COLUMNS: &str = "n, msg_id, cell_id, code, state, reason, queued, started, ended, execution_count, outputs, \
+const COLUMNS: &str = "n, msg_id, cell_id, code, by_person, state, reason, queued, started, ended, execution_count, outputs, \
                        bytes, first_seq, last_seq, request_at, start_at, last_at, reply_at, input_at";
 
 /// How long a statement waits for another process that is at the file: far longer than any of our transactions.
@@ -97,7 +97,7 @@ pub fn write(connection: &mut Connection, rows: &mut Rows, place: Place) -> rusq
     }
     {
         let mut insert = transaction.prepare_cached(&format!(
-            "INSERT OR REPLACE INTO executions ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+            "INSERT OR REPLACE INTO executions ({COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
         ))?;
         for Tracked { info, .. } in rows.executions.values().filter(|tracked| tracked.changed) {
             let at = info.places;
@@ -106,6 +106,7 @@ pub fn write(connection: &mut Connection, rows: &mut Rows, place: Place) -> rusq
                 info.msg_id,
                 info.cell_id,
                 info.code,
+                info.by_person,
                 info.state.name(),
                 info.reason,
                 to_sql(info.queued),
@@ -170,8 +171,7 @@ pub fn select(
     match selector {
         Selector::ById(id) => query("WHERE msg_id = ?", &[id]),
         Selector::Number(n) => query("WHERE n = ?", &[&(*n as i64)]),
-        Selector::Latest => query("", &[]),
-        Selector::Running => query("WHERE state IN ('running', 'waiting_input')", &[]),
+        Selector::Latest => query("WHERE by_person", &[]),
     }
 }
 
@@ -297,23 +297,24 @@ fn read_row(row: &Row<'_>) -> rusqlite::Result<ExecutionInfo> {
         msg_id: row.get(1)?,
         cell_id: row.get(2)?,
         code: row.get(3)?,
-        state: state(&row.get::<_, String>(4)?)
-            .ok_or_else(|| conversion_error(4, "unknown state"))?,
-        reason: row.get(5)?,
-        queued: number(row, 6)?,
-        started: number(row, 7)?,
-        ended: number(row, 8)?,
-        execution_count: number(row, 9)?,
-        outputs: row.get::<_, i64>(10)? as u64,
-        bytes: row.get::<_, i64>(11)? as u64,
+        by_person: row.get(4)?,
+        state: state(&row.get::<_, String>(5)?)
+            .ok_or_else(|| conversion_error(5, "unknown state"))?,
+        reason: row.get(6)?,
+        queued: number(row, 7)?,
+        started: number(row, 8)?,
+        ended: number(row, 9)?,
+        execution_count: number(row, 10)?,
+        outputs: row.get::<_, i64>(11)? as u64,
+        bytes: row.get::<_, i64>(12)? as u64,
         places: Places {
-            first_seq: row.get::<_, i64>(12)? as u64,
-            last_seq: row.get::<_, i64>(13)? as u64,
-            request: position(row, 14)?,
-            start: position(row, 15)?,
-            last: position(row, 16)?,
-            reply: position(row, 17)?,
-            input: position(row, 18)?,
+            first_seq: row.get::<_, i64>(13)? as u64,
+            last_seq: row.get::<_, i64>(14)? as u64,
+            request: position(row, 15)?,
+            start: position(row, 16)?,
+            last: position(row, 17)?,
+            reply: position(row, 18)?,
+            input: position(row, 19)?,
         },
     })
 }

@@ -18,7 +18,8 @@ impl Core {
         target.session = self.other_session(target.session);
         let live = match &target.selector {
             _ if target.session.is_some() => None,
-            Selector::Latest | Selector::Before => self.state.running().map(|(n, _)| n),
+            // What frontends run by themselves, when they come or at any time, is not what a person comes back for.
+            Selector::Latest | Selector::Before => self.state.running_for_person().map(|(n, _)| n),
             Selector::Number(n) => self.state.live.contains_key(n).then_some(*n),
             Selector::MsgId(msg_id) => self
                 .state
@@ -26,7 +27,6 @@ impl Core {
                 .filter(|n| self.state.live.contains_key(n)),
         };
         if target.session.is_none() && target.selector == Selector::Latest {
-            // What frontends run by themselves when they come is not what a person comes back for.
             target.selector = match self.state.last_by_person {
                 0 => Selector::Before,
                 n => Selector::Number(n),

@@ -14,26 +14,15 @@ use super::retirement::Retiring;
 use super::state::Asked;
 use super::text;
 use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
+use crate::wire::message::ExecuteRequest;
 use crate::wire::{Channel, Message};
 
 /// How many executions `%farside history` and `farside_list_request` look back.
 pub(super) const LIST_MAX: usize = 1000;
 
-#[derive(Deserialize)]
-struct ExecuteRequest<'a> {
-    #[serde(borrow)]
-    code: Cow<'a, str>,
-}
-
 /// The code of an execute_request; `None` where its content is not what the protocol says.
 fn code_of(content: &[u8]) -> Option<Cow<'_, str>> {
-    // A derived struct also reads a JSON list.
-    let is_object = content.trim_ascii_start().first() == Some(&b'{');
-    let request = serde_json::from_slice::<ExecuteRequest<'_>>(content);
-    request
-        .ok()
-        .filter(|_| is_object)
-        .map(|request| request.code)
+    ExecuteRequest::read(content).map(|request| request.code)
 }
 
 impl Core {

@@ -14,6 +14,7 @@ use super::lifetime::Lifetime;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
+use crate::wire::message::ExecuteRequest;
 use crate::wire::{Channel, Header, Message};
 
 /// How many ended executions' msg_ids are remembered, so that late output (of threads) still finds its number.
@@ -300,7 +301,7 @@ impl State {
             .map(|(n, execution)| (*n, execution))
     }
 
-    /// The first of those that a person asked for. Of what a frontend runs by itself nobody sees the output.
+    /// The first of those that a person asked for ([`ExecuteRequest::is_by_person`]). Of what a frontend runs by itself nobody sees the output.
     pub fn running_for_person(&self) -> Option<(ExecutionNumber, &Execution)> {
         self.live
             .iter()
@@ -343,8 +344,8 @@ impl State {
             }
             return;
         }
-        let code = Code::of(&message.content);
-        if code.by_person && header.msg_type == "execute_request" {
+        let (by_person, code) = code_of(&message.content);
+        if by_person && header.msg_type == "execute_request" {
             self.lifetime.not_idle(record.time);
         }
         if n == 0 {
@@ -355,7 +356,7 @@ impl State {
             return;
         }
         self.last_n = self.last_n.max(n);
-        if code.by_person {
+        if by_person {
             self.last_by_person = n;
         }
         self.last_activity = record.time;
@@ -383,8 +384,8 @@ impl State {
             told: Told::Nothing,
             failed: false,
             interrupted: false,
-            by_person: code.by_person,
-            code: code.beginning(),
+            by_person,
+            code,
         };
         self.live.insert(n, execution);
     }
@@ -695,44 +696,16 @@ impl Asked {
     }
 }
 
-/// What an execute_request says of itself.
-#[derive(Deserialize)]
-struct Code<'a> {
-    #[serde(borrow, default)]
-    code: std::borrow::Cow<'a, str>,
-    #[serde(default)]
-    silent: bool,
-    #[serde(default = "yes")]
-    store_history: bool,
-    #[serde(skip)]
-    by_person: bool,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl<'a> Code<'a> {
-    /// Of an execute_request's content. One that was too large for recovery counts as a person's.
-    fn of(content: &'a [u8]) -> Self {
-        let code = serde_json::from_slice::<Self>(content).unwrap_or(Self {
-            code: "".into(),
-            silent: false,
-            store_history: true,
-            by_person: true,
-        });
-        Self {
-            by_person: !code.silent && code.store_history,
-            ..code
-        }
-    }
-
-    /// Its first line that says something, and not more than a table has room for.
-    fn beginning(&self) -> String {
-        let line = self.code.lines().find(|line| !line.trim().is_empty());
-        let line = line.unwrap_or_default().trim();
-        line.chars().take(CODE_CHARS_MAX).collect()
-    }
+/// Whether a person asked for it, and its first line that says something: not more of it than a table has room for. A
+/// content that was too large for recovery, or is no good, counts as a person's.
+fn code_of(content: &[u8]) -> (bool, String) {
+    let Some(request) = ExecuteRequest::read(content) else {
+        return (true, String::new());
+    };
+    let line = request.code.lines().find(|line| !line.trim().is_empty());
+    let line = line.unwrap_or_default().trim();
+    let beginning = line.chars().take(CODE_CHARS_MAX).collect();
+    (request.is_by_person(), beginning)
 }
 
 /// Whether a status message says idle.

@@ -86,6 +86,39 @@ pub struct Header<'a> {
     pub subshell_id: Option<Cow<'a, str>>,
 }
 
+/// What farside reads of an execute_request's content.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct ExecuteRequest<'a> {
+    /// What to run.
+    #[serde(borrow)]
+    pub code: Cow<'a, str>,
+    /// Nothing of it is to be shown.
+    #[serde(default)]
+    pub silent: bool,
+    /// It takes a number and is remembered.
+    #[serde(default = "yes")]
+    pub store_history: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl<'a> ExecuteRequest<'a> {
+    /// `None` where the content is not what the protocol says.
+    pub fn read(content: &'a [u8]) -> Option<Self> {
+        // A derived struct also reads a JSON list.
+        let is_object = content.trim_ascii_start().first() == Some(&b'{');
+        let request = is_object.then(|| serde_json::from_slice(content));
+        request?.ok()
+    }
+
+    /// A person asked for it, not a frontend by itself: it is neither silent nor kept out of the history.
+    pub fn is_by_person(&self) -> bool {
+        !self.silent && self.store_history
+    }
+}
+
 impl<'a> Header<'a> {
     /// Reads the JSON text of a header.
     pub fn read(json: &'a [u8]) -> Result<Self, serde_json::Error> {

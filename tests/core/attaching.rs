@@ -560,19 +560,22 @@ fn the_first_output_of_a_person_tells_of_the_session_before() {
 #[test]
 fn without_an_argument_what_a_person_ran_last_is_meant() {
     let (mut b, a) = Bench::ready();
-    let silent = |b: &mut Bench| {
-        let request = b.request(a, "execute_request", json!({ "code": "s", "silent": true }));
-        b.send(a, Channel::Shell, &request);
-        let run = b.engine_begins();
-        b.engine_ends_ok(&run);
-    };
-    silent(&mut b);
-    b.queries_wait = true;
-    b.execute(a, "%farside attach");
     let selector = |query| match query {
         Query::Execution(target) => target.selector,
         Query::History { .. } => panic!("it was no history"),
     };
+    let silent = |b: &mut Bench| {
+        let request = b.request(a, "execute_request", json!({ "code": "s", "silent": true }));
+        b.send(a, Channel::Shell, &request);
+        b.engine_begins()
+    };
+    let run = silent(&mut b);
+    b.queries_wait = true;
+    b.execute(a, "%farside attach");
+    let none = answer(&mut b, Answer::Execution(None));
+    assert_eq!(selector(none), Selector::Before, "also while it runs");
+    b.engine_ends_ok(&run);
+    b.execute(a, "%farside attach");
     let query = answer(&mut b, of_an_ended_session(14));
     assert_eq!(selector(query), Selector::Before);
     b.execute(a, "mine()");
