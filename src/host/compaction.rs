@@ -17,8 +17,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use self::plan::{Plan, Survey, Wanted};
+use super::digest::Digests;
 use super::log::Tail;
 use super::lookup::Replacer;
 use crate::journal::record::ExecutionNumber;
@@ -30,6 +32,9 @@ const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 
 /// A bound has room for so many segments: the last two are never compacted.
 const SEGMENTS_OF_BOUND: u64 = 16;
+
+/// How often it is looked whether readers that were waited for have come on.
+const READERS_LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// What the hint of a line says that stands for outputs that went.
 const HINT: &str = "they are not kept (journal_bytes_max)";
@@ -54,7 +59,12 @@ pub(super) fn segment_bytes(bound: Option<u64>) -> u64 {
 
 impl Compaction {
     /// Starts the thread, where there is a bound.
-    pub fn start(bound: Option<u64>, tail: Tail, replacer: Option<Replacer>) -> io::Result<Self> {
+    pub fn start(
+        bound: Option<u64>,
+        tail: Tail,
+        digests: Digests,
+        replacer: Option<Replacer>,
+    ) -> io::Result<Self> {
         let stop = Arc::<AtomicBool>::default();
         let (Some(bound), Some(replacer)) = (bound, replacer) else {
             return Ok(Self {
@@ -70,9 +80,11 @@ impl Compaction {
             replace: Box::new(move |prepared, last_seq, waits| {
                 replacer.replace(prepared, last_seq, waits)
             }),
+            hurry: Box::new(move || digests.hurry()),
             stop: stop.clone(),
             tried: HashSet::new(),
             again_at: 0,
+            waits_for: None,
         };
         // One wake-up that waits is as good as many.
         let (wake, woken) = mpsc::sync_channel(1);
@@ -114,11 +126,15 @@ struct Worker {
     bound: u64,
     tail: Tail,
     replace: Replace,
+    /// Wakes the one reader that sleeps before its end: who makes the digests.
+    hurry: Box<dyn Fn() + Send>,
     stop: Arc<AtomicBool>,
     /// Executions that were compacted to a divisor, or had nothing to gain.
     tried: HashSet<(ExecutionNumber, usize)>,
     /// Where the last round did not help: not before the journal has this size.
     again_at: u64,
+    /// Up to here readers had not come yet, and so something was left as it was.
+    waits_for: Option<u64>,
 }
 
 /// Why a round ends before its last step.
@@ -134,9 +150,26 @@ enum Halt {
 
 impl Worker {
     fn run(mut self, woken: &mpsc::Receiver<()>) {
-        while woken.recv().is_ok() && !self.is_stopped() {
+        while self.wait(woken) && !self.is_stopped() {
             if let Err(error) = self.look() {
                 tracing::error!(%error, "the journal cannot be compacted");
+            }
+        }
+    }
+
+    /// Until there is something to look at. `false`: there will be nothing.
+    fn wait(&self, woken: &mpsc::Receiver<()>) -> bool {
+        let Some(seq) = self.waits_for else {
+            return woken.recv().is_ok();
+        };
+        loop {
+            match woken.recv_timeout(READERS_LOOK_EVERY) {
+                Ok(()) => return true,
+                Err(mpsc::RecvTimeoutError::Timeout) if self.tail.was_read_up_to(seq) => {
+                    return true;
+                }
+                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Disconnected) => return false,
             }
         }
     }
@@ -155,9 +188,11 @@ impl Worker {
         let before = segments::total_bytes(&self.dir)? + digests;
         // It is looked at whenever a segment is complete: the next one must fit, too.
         let full = before + segment_bytes(Some(self.bound));
-        if full <= self.bound || before < self.again_at {
+        let is_in_vain = self.waits_for.is_none() && before < self.again_at;
+        if full <= self.bound || is_in_vain {
             return Ok(());
         }
+        self.waits_for = None;
         // What can be made again goes first.
         digest::remove_all(&self.dir)?;
         match self.round() {
@@ -213,6 +248,7 @@ impl Worker {
             }
             let waits = total <= 2 * self.bound;
             if waits && !self.tail.was_read_up_to(group.last_seq) {
+                self.readers_lag(group.last_seq);
                 continue;
             }
             let over: Vec<ExecutionNumber> = group.victims.keys().copied().collect();
@@ -223,11 +259,19 @@ impl Worker {
                 prepared.discard()?;
                 continue;
             }
-            if (self.replace)(prepared, group.last_seq, waits)? && wanted == Wanted::Over {
+            if !(self.replace)(prepared, group.last_seq, waits)? {
+                self.readers_lag(group.last_seq);
+            } else if wanted == Wanted::Over {
                 self.tried.extend(over.into_iter().map(|n| (n, divisor)));
             }
         }
         Ok(())
+    }
+
+    fn readers_lag(&mut self, seq: u64) {
+        let first = self.waits_for.map_or(seq, |known| known.min(seq));
+        self.waits_for = Some(first);
+        (self.hurry)();
     }
 }
 

@@ -248,9 +248,11 @@ fn worker(dir: &Path, bound: u64, replace: Replace) -> Worker {
         bound,
         tail: Log::new(writer, journal.path(), 0).tail(),
         replace,
+        hurry: Box::new(|| {}),
         stop: Arc::default(),
         tried: HashSet::new(),
         again_at: 0,
+        waits_for: None,
     }
 }
 

@@ -123,7 +123,7 @@ impl Digester {
     pub fn appended(&mut self, bytes: u64) {
         if bytes - self.seen_bytes >= WAKE_BYTES {
             self.seen_bytes = bytes;
-            self.digests.wake();
+            self.digests.hurry();
         }
     }
 
@@ -144,7 +144,8 @@ impl Drop for Digester {
 }
 
 impl Digests {
-    fn wake(&self) {
+    /// Makes the thread come to the journal's end soon.
+    pub fn hurry(&self) {
         if !self.0.woken.swap(true, Ordering::AcqRel) {
             let _ = self.0.wake.send(Wake::Look);
         }
@@ -155,7 +156,7 @@ impl Digests {
         if replay.session.is_empty() {
             // The thread may just be coming to what is asked for: to the attachment, or to the execution's end.
             let seq = replay.extent.map_or(seq, |extent| extent.last_seq);
-            self.wake();
+            self.hurry();
             // An error: it is gone, and will not come to it.
             let _ = self.0.done.clone().wait_for(|done| *done >= seq).await;
             if replay.extent.is_none()

@@ -265,10 +265,12 @@ pub(super) async fn run(
     let first_live = first_live.unwrap_or(recovered.next_seq);
     let lookups = Lookups::start(&session, inbox.clone())?;
     let replacer = lookups.replacer(log.tail());
+    let digester = Digester::start(&session.json.id, log.tail(), first_live)?;
+    let bound = config.journal_bytes_max;
     let mut driver = Driver {
         core: Core::new(facts, nonce, state, recovered.next_seq),
-        digester: Digester::start(&session.json.id, log.tail(), first_live)?,
-        compaction: Compaction::start(config.journal_bytes_max, log.tail(), replacer)?,
+        compaction: Compaction::start(bound, log.tail(), digester.digests(), replacer)?,
+        digester,
         durability: config.durability,
         segment: log.segment(),
         log,

@@ -140,7 +140,7 @@ def test_code_that_ignores_everything_is_killed_in_the_end(sandbox: Sandbox) -> 
     cell = (
         "import signal, time, os, subprocess\n"
         "child = subprocess.Popen(['sleep', '1000'])\n"
-        "print(child.pid, flush=True)\n"
+        "print('begun', flush=True); open('child', 'w').write(str(child.pid))\n"
         "signal.signal(signal.SIGINT, signal.SIG_IGN); signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
         "os.kill(os.getpid(), signal.SIGSTOP)\n"
     )
@@ -151,7 +151,7 @@ def test_code_that_ignores_everything_is_killed_in_the_end(sandbox: Sandbox) -> 
     assert watching.returncode == 1
     facts = ended(sandbox, session)
     assert facts["end_reason"] == reason
-    wait_gone(int(out.split()[0]))
+    wait_gone(int((sandbox.work / "child").read_text()))
     [execution] = sandbox.executions(session["id"])
     assert execution["state"] == "interrupted"
     steps = [note["step"] for note in notes(sandbox, session, "end_step")]
