@@ -389,3 +389,51 @@ fn a_single_message_is_bounded_too() {
     assert!(bytes < 20_000, "{bytes} bytes");
     assert_eq!(replay.len(), 3, "head, a line, tail");
 }
+
+#[test]
+fn the_head_has_the_first_lines_however_large_the_messages_are() {
+    let lines = |range: std::ops::Range<u32>| -> String {
+        range.map(|n| format!("row {n} of text\n")).collect()
+    };
+    let budget = Budget {
+        text_bytes: 8 << 10,
+        rich_bytes: 8 << 10,
+        messages: 10,
+    };
+    let limits = Limits {
+        head: budget,
+        tail: budget,
+        ..Limits::default()
+    };
+    let mut x = messages(&[(
+        "stream",
+        json!({ "name": "stderr", "text": "a warning\n".repeat(30) }),
+    )]);
+    x.extend((0..5).flat_map(|n| {
+        let text = lines(n * 3000..(n + 1) * 3000);
+        messages(&[("stream", json!({ "name": "stdout", "text": text }))])
+    }));
+    let replay = again(&compact(&x, limits, "hint"));
+    // And also once more, with less of it.
+    let less = Budget {
+        text_bytes: 1 << 10,
+        ..budget
+    };
+    let less = Limits {
+        head: less,
+        tail: less,
+        ..limits
+    };
+    for compacted in [&replay, &again(&compact(&replay, less, "hint"))] {
+        let stdout: String = compacted
+            .iter()
+            .filter_map(|message| {
+                serde_json::from_slice::<serde_json::Value>(&message.content).ok()
+            })
+            .filter(|content| content["name"] == "stdout")
+            .filter_map(|content| content["text"].as_str().map(str::to_owned))
+            .collect();
+        assert!(stdout.starts_with("row 0 of text\nrow 1 "), "{stdout:.100}");
+        assert!(stdout.ends_with("row 14999 of text\n"));
+    }
+}

@@ -19,6 +19,7 @@ use crate::wire::Message;
 pub(super) struct Cell {
     line_units_max: usize,
     single_bytes_max: usize,
+    piece_bytes: usize,
     outputs: Kept<Output>,
     run: Option<Run>,
     /// The clear_output(wait=True) that the next output will carry out, and its place.
@@ -71,11 +72,16 @@ pub(super) struct RunInfo {
     pub metadata: Bytes,
 }
 
-/// Text is kept and left out in pieces of about this size: small beside the limits, large beside an allocation.
+/// Text is kept and left out in pieces of about this size: large beside an allocation. Where the limits are small, so
+/// are they: one that does not fit into the head is the end of it.
 const PIECE_BYTES: usize = 8 << 10;
+const PIECE_BYTES_MIN: usize = 64;
 
-/// Up to this size (and within the tail's budget) a message that needs no change is kept as it came instead of as text.
+/// Up to this size a message that needs no change is kept as it came instead of as text; where the limits are small, less.
 const SINGLE_BYTES_MAX: usize = 64 << 10;
+
+/// Each of these, in a head or a tail, takes at most such a part of it.
+const PART_OF_LIMITS: usize = 8;
 
 /// Displays of one display_id that an update is applied to. The older ones are updated by the frontend itself when
 /// it gets the newer ones (see the module's text), so this is for frontends that do not.
@@ -83,9 +89,11 @@ const UPDATED_MAX: usize = 16;
 
 impl Cell {
     pub fn new(limits: &Limits) -> Self {
+        let part = limits.head.text_bytes.min(limits.tail.text_bytes) / PART_OF_LIMITS;
         Self {
             line_units_max: limits.line_units_max,
-            single_bytes_max: SINGLE_BYTES_MAX.min(limits.tail.text_bytes),
+            single_bytes_max: SINGLE_BYTES_MAX.min(part),
+            piece_bytes: part.clamp(PIECE_BYTES_MIN, PIECE_BYTES),
             outputs: Kept::new(limits.head, limits.tail),
             run: None,
             clear: None,
@@ -251,7 +259,8 @@ impl Cell {
 
     /// Returns whether the run has begun, for the next call.
     fn keep_text(&mut self, info: &Arc<RunInfo>, mut begun: bool, text: &str) -> bool {
-        for piece in pieces(text) {
+        let piece_bytes = self.piece_bytes;
+        for piece in pieces(text, piece_bytes) {
             let cost = Budget {
                 text_bytes: piece.len(),
                 rich_bytes: 0,
@@ -260,7 +269,7 @@ impl Cell {
             let displays = &mut self.displays;
             let join = |output: &mut Output| match output {
                 Output::Text { run, text }
-                    if Arc::ptr_eq(run, info) && text.len() + piece.len() <= PIECE_BYTES =>
+                    if Arc::ptr_eq(run, info) && text.len() + piece.len() <= piece_bytes =>
                 {
                     text.push_str(piece);
                     true
@@ -417,18 +426,18 @@ fn forget(displays: &mut Displays, id: u64, output: &Output) {
     }
 }
 
-/// `text` in pieces of at most [`PIECE_BYTES`], cut after line ends where there are some.
-fn pieces(mut text: &str) -> impl Iterator<Item = &str> {
+/// `text` in pieces of at most `bytes_max`, cut after line ends where there are some.
+fn pieces(mut text: &str, bytes_max: usize) -> impl Iterator<Item = &str> {
     std::iter::from_fn(move || {
         let end = match text.len() {
             0 => return None,
-            len if len <= PIECE_BYTES => len,
-            _ => match text.as_bytes()[..PIECE_BYTES]
+            len if len <= bytes_max => len,
+            _ => match text.as_bytes()[..bytes_max]
                 .iter()
                 .rposition(|&b| b == b'\n')
             {
                 Some(newline) => newline + 1,
-                None => line::char_boundary(text, PIECE_BYTES),
+                None => line::char_boundary(text, bytes_max),
             },
         };
         let (piece, rest) = text.split_at(end);
