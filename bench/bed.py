@@ -62,13 +62,17 @@ class Fast:
         while self.iopub.poll(max(0, int((deadline - time.monotonic()) * 1000))):
             frames = self.iopub.recv_multipart()
             at = frames.index(DELIMITER)
-            header, parent, content = frames[at + 2], frames[at + 3], frames[at + 5]
-            if kind and kind in header:
+            if kind and kind in frames[at + 2]:
                 count += 1
                 size += sum(map(len, frames[at + 5 :]))
-            if len(content) < 100 and b'"idle"' in content and msg_id in parent:
+            if self.is_idle(msg_id, frames):
                 return count, size
         raise AssertionError("no idle")
+
+    def is_idle(self, msg_id: bytes, frames: list[bytes]) -> bool:
+        at = frames.index(DELIMITER)
+        parent, content = frames[at + 3], frames[at + 5]
+        return len(content) < 100 and b'"idle"' in content and msg_id in parent
 
     def execute(self, code: str, kind: bytes = b"") -> tuple[float, int, int]:
         """Seconds from request to reply and idle, whichever is later; and what was counted."""

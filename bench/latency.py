@@ -42,11 +42,8 @@ def executions(bed: Bed, fast: dict[str, Fast]) -> None:
             if shell in ready:
                 one.reply(msg_id, shell)
                 replied = time.perf_counter() - begun
-                poller.unregister(shell)
-            if one.iopub in ready and not idle:
-                one.until_idle(msg_id)
+            if one.iopub in ready and one.is_idle(msg_id, one.iopub.recv_multipart()):
                 idle = time.perf_counter() - begun
-                poller.unregister(one.iopub)
         replies[kernel].append(replied)
         return max(replied, idle)
 

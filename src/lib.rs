@@ -22,4 +22,5 @@ pub mod settings;
 pub mod spool;
 pub mod state_dir;
 pub mod transport;
+pub mod unix_stream;
 pub mod wire;

@@ -75,6 +75,8 @@ pub struct Spool {
     /// So much of the ring was filled since memory was given back, at this time.
     touched: usize,
     released: Instant,
+    /// The last read left something in the socket.
+    left_some: bool,
 }
 
 /// The consumer's end.
@@ -197,6 +199,7 @@ impl Spool {
             touched: memory.capacity,
             memory: Arc::new(memory),
             released: Instant::now(),
+            left_some: false,
         }
     }
 
@@ -278,7 +281,8 @@ impl Spool {
         if room == 0 {
             return Ok(Received::Full);
         }
-        let length = match available(socket)?.min(room) {
+        let there = available(socket)?;
+        let length = match there.min(room) {
             0 => {
                 if is_empty {
                     self.release();
@@ -288,6 +292,7 @@ impl Spool {
             length => length,
         };
         self.touched = self.touched.max(at + length);
+        self.left_some = length < there;
         // There is nobody else who reads, so just these will come; and a kill lets a read that has begun come to its
         // end. Whether it has, the canary tells.
         let last = length.min(CANARY_BYTES);
@@ -307,6 +312,12 @@ impl Spool {
             (None, 0) => Ok(Received::Ended),
             (None, read) => Ok(Received::Bytes(read)),
         }
+    }
+
+    /// Whether another [`Spool::receive`] is of use before the socket says that there is more: it has more now, or memory
+    /// can be given back once it has not.
+    pub fn looks_again(&self) -> bool {
+        self.left_some || self.touched > KEEP_BYTES
     }
 
     /// The bytes from `position` on that were read, in one piece; not all of them where the ring ends between.

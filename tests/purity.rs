@@ -36,13 +36,14 @@ const IMPURE: [&str; 11] = [
 
 /// What each module may use: `cli -> launcher, host -> link, journal, session -> wire`, and the helpers beside them.
 /// A name with `::` allows that submodule only.
-const MAY_USE: [(&str, &[&str]); 16] = [
+const MAY_USE: [(&str, &[&str]); 17] = [
     ("wire", &[]),
     ("duration", &[]),
     ("process", &[]),
     ("kernelspec", &[]),
     ("spool", &[]),
-    ("transport", &["wire", "spool"]),
+    ("unix_stream", &[]),
+    ("transport", &["wire", "spool", "unix_stream"]),
     ("settings", &["duration"]),
     ("config", &["duration", "settings"]),
     ("journal", &["wire"]),
@@ -67,6 +68,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
             "journal",
             "link",
             "transport",
+            "unix_stream",
             "spool",
             "keeper",
             "process",
@@ -84,6 +86,7 @@ const MAY_USE: [(&str, &[&str]); 16] = [
             "journal::record",
             "link",
             "transport",
+            "unix_stream",
             "keeper",
             "process",
             "state_dir",

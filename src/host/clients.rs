@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
 
 use super::cursor::Cursor;
 use super::driver::Input;
@@ -14,9 +14,14 @@ use crate::link::{
     Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, VERSION, Welcome,
 };
 use crate::process;
+use crate::unix_stream::{ReadHalf, UnixStream, WriteHalf};
 
 /// How long a client may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// An acknowledgement goes with what else is to be sent within this: alone it would wake the other end for nothing that
+/// anybody waits for.
+const ACK_DELAY: Duration = Duration::from_millis(20);
 
 /// How long the last frames of a stream may take when the host ends.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
@@ -52,9 +57,10 @@ pub(super) async fn accept(listener: UnixListener, inbox: Inbox<Input>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => {
-                    streams.spawn_local(serve(stream, inbox.clone()));
-                }
+                Ok((stream, _)) => match UnixStream::new(stream) {
+                    Ok(stream) => drop(streams.spawn_local(serve(stream, inbox.clone()))),
+                    Err(error) => tracing::warn!(%error, "a link that was accepted is of no use"),
+                },
                 Err(error) => {
                     // Out of file descriptors, most likely: those that end give some back.
                     tracing::warn!(%error, "a link could not be accepted");
@@ -113,7 +119,7 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
 }
 
 async fn read(
-    reader: &mut LinkReader<OwnedReadHalf>,
+    reader: &mut LinkReader<ReadHalf>,
     client: ClientId,
     stream: StreamId,
     inbox: &Inbox<Input>,
@@ -161,7 +167,7 @@ async fn read(
     }
 }
 
-async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
+async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission) {
     let Admission {
         welcome,
         mut cursor,
@@ -174,6 +180,7 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
     let mut tail = cursor.tail();
     // The session's end is said after its last record.
     let mut last_word = None;
+    let mut ack_due: Option<Instant> = None;
     loop {
         // Never cancelled: a replay that is being made must not be made again for each acknowledgement.
         let mut next = std::pin::pin!(cursor.next());
@@ -182,13 +189,26 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
                 biased;
                 frame = side.recv() => match frame {
                     Some(frame @ Frame::Ended { .. }) => last_word = Some(frame),
+                    Some(frame @ Frame::Ack { .. }) => {
+                        writer.push(&frame);
+                        ack_due.get_or_insert_with(|| Instant::now() + ACK_DELAY);
+                    }
                     Some(frame) => {
                         if writer.send(&frame).await.is_err() {
                             return;
                         }
+                        ack_due = None;
                     }
                     None => return,
                 },
+                () = async { tokio::time::sleep_until(ack_due.unwrap_or_else(Instant::now)).await },
+                    if ack_due.is_some() =>
+                {
+                    if writer.flush().await.is_err() {
+                        return;
+                    }
+                    ack_due = None;
+                }
                 deliveries = &mut next => break deliveries,
             }
         };
@@ -206,6 +226,7 @@ async fn write(writer: &mut LinkWriter<OwnedWriteHalf>, admission: Admission) {
         if writer.flush().await.is_err() {
             return;
         }
+        ack_due = None;
     }
     // The host ends: its last words.
     let goodbye = async {
@@ -317,7 +338,8 @@ mod tests {
         encoder.push_record(0, &large());
         encoder.flush().await.unwrap();
 
-        let (host, mut client) = UnixStream::pair().unwrap();
+        let (host, client) = UnixStream::pair().unwrap();
+        let (mut client, _writer) = client.into_split();
         let (_reader, writer) = host.into_split();
         let mut writer = LinkWriter::new(writer);
         let writing = write(&mut writer, admission);
@@ -335,8 +357,9 @@ mod tests {
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
-            let early = client.try_read(&mut [0; 1]);
-            assert!(early.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock));
+            let mut early = pin!(client.read_u8());
+            let early = std::future::poll_fn(|context| Poll::Ready(early.as_mut().poll(context)));
+            assert!(early.await.is_pending());
             assert!(matches!(appending.await, Appended::Kept));
             came.push(client.read_u8().await.unwrap());
             assert!(came == expected);

@@ -65,6 +65,9 @@ const TICK_LATE: Duration = Duration::from_millis(1);
 /// so often. Shorter than it takes to run `farside ls` and look.
 const SHOW_EVERY: Duration = Duration::from_millis(5);
 
+/// And what is over within this was never busy to them. (Writing the file costs a fourth of what a small request does.)
+const SHOW_BUSY_AFTER: Duration = Duration::from_millis(10);
+
 /// How long a client whose link broke may take to come back before it counts as gone; its process lives.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -157,6 +160,8 @@ struct Driver {
     commands: HashMap<u64, (StreamId, u64)>,
     next_command: u64,
     status_due: Option<Instant>,
+    /// When a change is to be there that people look at.
+    show_due: Option<Instant>,
     /// What status.json says of the session, and since when.
     shown: (Shape, Instant),
     /// This very process.
@@ -298,6 +303,7 @@ pub(super) async fn run(
         commands: HashMap::new(),
         next_command: 0,
         status_due: None,
+        show_due: None,
         shown: (("", 0, None), Instant::now()),
         process: ProcessId::of(std::process::id()),
         connection_file: None,
@@ -469,7 +475,7 @@ impl Driver {
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         while !self.over {
-            let status_due = self.status_due;
+            let status_due = self.status_due.into_iter().chain(self.show_due).min();
             let tick = self.tick_in();
             tokio::select! {
                 biased;
@@ -1100,15 +1106,19 @@ impl Driver {
     /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
     /// one write in a while.
     fn show_status(&mut self) {
-        let (shown, at) = &self.shown;
-        if *shown == self.shape() {
+        let ((shown, at), shape) = (&self.shown, self.shape());
+        if *shown == shape {
+            self.show_due = None;
             return;
         }
         let next = *at + SHOW_EVERY;
-        if Instant::now() >= next {
-            self.write_status();
-        } else {
-            self.status_due = Some(self.status_due.map_or(next, |due| due.min(next)));
+        let is_busy = shape.0 == "busy" && shown.0 == "idle";
+        match Instant::now() {
+            now if is_busy => {
+                self.show_due.get_or_insert(next.max(now + SHOW_BUSY_AFTER));
+            }
+            now if now < next => self.show_due = Some(next),
+            _ => self.write_status(),
         }
     }
 
@@ -1123,6 +1133,7 @@ impl Driver {
 
     fn write_status(&mut self) {
         self.status_due = None;
+        self.show_due = None;
         self.shown = (self.shape(), Instant::now());
         self.status_file.show(self.status());
     }

@@ -2,8 +2,6 @@
 
 use std::time::Duration;
 
-use tokio::net::UnixStream;
-use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::time::Instant;
 
 use crate::keeper;
@@ -12,6 +10,7 @@ use crate::link::{
 };
 use crate::process::PidFd;
 use crate::state_dir::{HostLock, Session};
+use crate::unix_stream::{ReadHalf, UnixStream, WriteHalf};
 
 /// How often a host that is about to come up is tried.
 const RETRY_EVERY: Duration = Duration::from_millis(2);
@@ -25,9 +24,9 @@ const KEEPER_GRACE: Duration = Duration::from_millis(400);
 /// An open stream to a host.
 pub struct Stream {
     /// From the host.
-    pub reader: LinkReader<OwnedReadHalf>,
+    pub reader: LinkReader<ReadHalf>,
     /// To it.
-    pub writer: LinkWriter<OwnedWriteHalf>,
+    pub writer: LinkWriter<WriteHalf>,
     /// Its first word.
     pub welcome: Welcome,
 }
@@ -92,7 +91,7 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
     };
     let mut hello = hello.clone();
     loop {
-        if let Ok(stream) = UnixStream::connect(session.dir.link_socket()).await {
+        if let Ok(stream) = UnixStream::connect(&session.dir.link_socket()).await {
             match shake_hands(stream, &hello).await {
                 Some(Ok(stream)) => return Ok(stream),
                 // Of another farside: in its words, then.

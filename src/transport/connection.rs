@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::io::Interest;
 use tokio::task::coop::consume_budget;
 
 use super::{Stream, TransportError};
@@ -363,6 +362,9 @@ impl Reader {
             }
             if !held.bypassing {
                 let received = self.link.stream.try_receive(&mut held.spool);
+                if matches!(received, Ok(Received::Bytes(1..))) && !held.spool.looks_again() {
+                    self.link.stream.drained();
+                }
                 self.feed();
                 return received;
             }
@@ -371,6 +373,9 @@ impl Reader {
         let offered = space.limit();
         let n = self.link.stream.try_read_buf(&mut space)?;
         self.read_size.after(n, offered);
+        if 0 < n && n < offered {
+            self.link.stream.drained();
+        }
         if let Some(held) = &mut self.held {
             held.spool.passed_by(n);
             held.fed += n as u64;
@@ -456,7 +461,7 @@ impl Writer {
     /// Writes all that is queued, and waits for the peer to take it if need be. May be dropped and called again.
     pub async fn flush(&mut self) -> Result<(), TransportError> {
         while !self.link.try_flush()? {
-            self.link.stream.ready(Interest::WRITABLE).await?;
+            self.link.stream.writable().await?;
             consume_budget().await;
         }
         Ok(())
@@ -520,18 +525,16 @@ impl Link {
     /// Waits for something to read. A PONG that waits is written meanwhile: nobody may be sending.
     async fn readable(&self) -> io::Result<()> {
         while self.lock().pong {
-            let ready = self
-                .stream
-                .ready(Interest::READABLE | Interest::WRITABLE)
-                .await?;
-            if ready.is_readable() || ready.is_read_closed() {
-                return Ok(());
+            tokio::select! {
+                biased;
+                readable = self.stream.readable() => return readable,
+                writable = self.stream.writable() => writable?,
             }
             if self.try_flush().is_err() {
                 break;
             }
         }
-        self.stream.ready(Interest::READABLE).await.map(drop)
+        self.stream.readable().await
     }
 }
 

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::BufMut;
-use tokio::io::{Interest, Ready};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket, UnixStream};
+use tokio::io::Interest;
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixSocket};
 
 use crate::spool::{Received, Spool};
+use crate::unix_stream::UnixStream;
 use crate::wire::Endpoint;
 
 /// Connections waiting to be accepted, as libzmq has it.
@@ -79,7 +80,8 @@ impl Listener {
             let accepted = match &self.0 {
                 Inner::Tcp(listener) => listener.accept().await.map(|(s, _)| Stream::Tcp(s)),
                 Inner::Unix { listener, .. } => {
-                    listener.accept().await.map(|(s, _)| Stream::Unix(s))
+                    let accepted = listener.accept().await;
+                    accepted.and_then(|(s, _)| UnixStream::new(s).map(Stream::Unix))
                 }
             };
             match accepted {
@@ -121,7 +123,7 @@ pub async fn connect(endpoint: &Endpoint) -> io::Result<Stream> {
         Endpoint::Tcp { host, port } => TcpStream::connect((host.as_str(), *port))
             .await
             .map(Stream::Tcp),
-        Endpoint::Ipc { path } => UnixStream::connect(path).await.map(Stream::Unix),
+        Endpoint::Ipc { path } => UnixStream::connect(Path::new(path)).await.map(Stream::Unix),
     };
     connected
         .and_then(Stream::without_delay)
@@ -196,7 +198,14 @@ impl Stream {
     pub(super) fn try_receive(&self, spool: &mut Spool) -> io::Result<Received> {
         match self {
             Self::Tcp(s) => s.try_io(Interest::READABLE, || spool.receive(s.as_fd())),
-            Self::Unix(s) => s.try_io(Interest::READABLE, || spool.receive(s.as_fd())),
+            Self::Unix(s) => {
+                let mut received = Received::Bytes(0);
+                s.try_read(|socket| {
+                    received = spool.receive(socket)?;
+                    Ok(0)
+                })?;
+                Ok(received)
+            }
         }
     }
 
@@ -214,10 +223,28 @@ impl Stream {
         }
     }
 
-    pub(super) async fn ready(&self, interest: Interest) -> io::Result<Ready> {
+    /// What was there has been read: nothing is tried before the system says that there is more.
+    pub(super) fn drained(&self) {
         match self {
-            Self::Tcp(s) => s.ready(interest).await,
-            Self::Unix(s) => s.ready(interest).await,
+            Self::Tcp(s) => {
+                let nothing = || Err::<(), _>(io::ErrorKind::WouldBlock.into());
+                let _ = s.try_io(Interest::READABLE, nothing);
+            }
+            Self::Unix(s) => s.drained(),
+        }
+    }
+
+    pub(super) async fn readable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(s) => s.readable().await,
+            Self::Unix(s) => s.readable().await,
+        }
+    }
+
+    pub(super) async fn writable(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(s) => s.writable().await,
+            Self::Unix(s) => s.writable().await,
         }
     }
 }

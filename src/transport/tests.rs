@@ -8,6 +8,7 @@ use tokio::net::UnixStream;
 
 use super::*;
 use crate::spool::Spool;
+use crate::unix_stream;
 use crate::wire::Endpoint;
 use crate::wire::zmtp::{Decoder, Event, Outgoing, greeting, ready};
 
@@ -20,9 +21,13 @@ async fn due<T>(what: impl Future<Output = T>) -> T {
         .expect("this should have happened long ago")
 }
 
+fn unix(stream: UnixStream) -> Stream {
+    Stream::Unix(unix_stream::UnixStream::new(stream).unwrap())
+}
+
 fn streams() -> (Stream, Stream) {
     let (a, b) = UnixStream::pair().unwrap();
-    (Stream::Unix(a), Stream::Unix(b))
+    (unix(a), unix(b))
 }
 
 async fn shake(
@@ -50,7 +55,7 @@ async fn with_bare_peer(ours: SocketType, theirs: SocketType) -> (Reader, Writer
     bare.write_all(&[&greeting()[..], &ready(theirs, b"")].concat())
         .await
         .unwrap();
-    let (reader, writer, _) = shake(Stream::Unix(stream), ours, b"").await.unwrap();
+    let (reader, writer, _) = shake(unix(stream), ours, b"").await.unwrap();
     let mut said = vec![0; greeting().len() + ready(ours, b"").len()];
     bare.read_exact(&mut said).await.unwrap();
     (reader, writer, bare)
@@ -103,13 +108,13 @@ async fn sockets_that_do_not_match_are_refused() {
 async fn a_probe_is_told_from_a_broken_handshake() {
     let (stream, bare) = UnixStream::pair().unwrap();
     drop(bare);
-    let refused = shake(Stream::Unix(stream), SocketType::Router, b"").await;
+    let refused = shake(unix(stream), SocketType::Router, b"").await;
     assert!(matches!(refused, Err(TransportError::Probe)), "{refused:?}");
 
     let (stream, mut bare) = UnixStream::pair().unwrap();
     bare.write_all(&greeting()).await.unwrap();
     bare.shutdown().await.unwrap();
-    let refused = shake(Stream::Unix(stream), SocketType::Router, b"").await;
+    let refused = shake(unix(stream), SocketType::Router, b"").await;
     assert!(
         matches!(refused, Err(TransportError::Truncated("the handshake"))),
         "{refused:?}"
@@ -134,7 +139,7 @@ async fn a_tcp_probe_is_one_too() {
 async fn a_stranger_and_a_silent_peer_are_refused() {
     let (stream, mut bare) = UnixStream::pair().unwrap();
     bare.write_all(b"GET / HTTP/1.1\r\n\r\n").await.unwrap();
-    let refused = shake(Stream::Unix(stream), SocketType::Router, b"").await;
+    let refused = shake(unix(stream), SocketType::Router, b"").await;
     assert!(
         matches!(refused, Err(TransportError::Zmtp(ZmtpError::NotZmtp))),
         "{refused:?}"
