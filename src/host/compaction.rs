@@ -90,7 +90,10 @@ impl Compaction {
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("compaction".into())
-            .spawn(move || worker.run(&woken))?;
+            .spawn(move || {
+                crate::process::give_way();
+                worker.run(&woken);
+            })?;
         let this = Self {
             wake: Some(wake),
             stop,

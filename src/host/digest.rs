@@ -16,6 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -39,6 +40,11 @@ const KEPT_FROM_BYTES: usize = 4 << 20;
 
 /// With so much appended the thread is woken: well before it has left memory (`TAIL_BYTES_MAX`, log.rs).
 const WAKE_BYTES: u64 = 1 << 20;
+
+/// So much at once is a large message, which has left memory in any case. On its way to the frontends there is more use
+/// for the CPUs than here, so the thread comes to it this much later.
+const LARGE_BYTES: u64 = 8 << 20;
+const LARGE_DELAY: Duration = Duration::from_millis(500);
 
 /// Replays that are held for cursors that are about to ask for them. What is not there any more is read.
 const READY_MAX: usize = 4;
@@ -65,7 +71,7 @@ struct Shared {
     tail: Tail,
     session: String,
     wake: mpsc::Sender<Wake>,
-    /// A [`Wake::Look`] is on its way.
+    /// A [`Wake`] is on its way.
     woken: AtomicBool,
     /// Up to this record the thread has come.
     done: watch::Receiver<u64>,
@@ -74,6 +80,8 @@ struct Shared {
 
 enum Wake {
     Look,
+    /// In [`LARGE_DELAY`].
+    Later,
     End,
 }
 
@@ -106,7 +114,10 @@ impl Digester {
         };
         let thread = std::thread::Builder::new()
             .name("digest".into())
-            .spawn(move || worker.run(&wakes))?;
+            .spawn(move || {
+                crate::process::give_way();
+                worker.run(&wakes);
+            })?;
         Ok(Self {
             digests: Digests(shared),
             seen_bytes: 0,
@@ -121,10 +132,13 @@ impl Digester {
 
     /// So many bytes are there in all. Never waits.
     pub fn appended(&mut self, bytes: u64) {
-        if bytes - self.seen_bytes >= WAKE_BYTES {
-            self.seen_bytes = bytes;
-            self.digests.hurry();
-        }
+        let wake = match bytes - self.seen_bytes {
+            ..WAKE_BYTES => return,
+            WAKE_BYTES..LARGE_BYTES => Wake::Look,
+            LARGE_BYTES.. => Wake::Later,
+        };
+        self.seen_bytes = bytes;
+        self.digests.wake(wake);
     }
 
     /// Waits until all records were seen, and ends the thread.
@@ -146,8 +160,14 @@ impl Drop for Digester {
 impl Digests {
     /// Makes the thread come to the journal's end soon.
     pub fn hurry(&self) {
+        // Also where one is on its way that would wait.
+        self.0.woken.store(true, Ordering::Release);
+        let _ = self.0.wake.send(Wake::Look);
+    }
+
+    fn wake(&self, wake: Wake) {
         if !self.0.woken.swap(true, Ordering::AcqRel) {
-            let _ = self.0.wake.send(Wake::Look);
+            let _ = self.0.wake.send(wake);
         }
     }
 
@@ -263,12 +283,15 @@ impl Worker {
     fn run(mut self, wakes: &mpsc::Receiver<Wake>) {
         // What was there before this host.
         self.catch_up();
-        while let Ok(wake) = wakes.recv() {
+        while let Ok(mut wake) = wakes.recv() {
+            if let Wake::Later = wake {
+                wake = wakes.recv_timeout(LARGE_DELAY).unwrap_or(Wake::Look);
+            }
             // Cleared first: what comes from now on is told anew.
             self.shared.woken.store(false, Ordering::Release);
             self.catch_up();
             match wake {
-                Wake::Look => {}
+                Wake::Look | Wake::Later => {}
                 Wake::End => break,
             }
         }
