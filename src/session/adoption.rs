@@ -63,9 +63,12 @@ impl Core {
         }
         for OpenBusy { client, parent } in self.state.busy.clone() {
             let attached = |attachment: &Attachment| attachment.asked.header == parent;
-            if client.is_some() && !self.state.attachments.iter().any(attached) {
+            if let Some(client) = client
+                && !self.state.attachments.iter().any(attached)
+            {
                 let idle = json!({ "execution_state": "idle" });
-                self.publish(client, 0, "status", &parent, &idle);
+                self.publish(Some(client), 0, "status", &parent, &idle);
+                self.still_busy(client);
             }
         }
         match &self.engine {

@@ -1,10 +1,11 @@
 //! The host of a simulated session: carries the effects out as the driver does, and dies anywhere in between.
 
+use bytes::Bytes;
 use farside::journal::record::{Body, Note, Record};
 use farside::session::core::Core;
 use farside::session::event::{Effect, Event, Gap};
 use farside::session::turn::{Todo, Turn};
-use farside::wire::Channel;
+use farside::wire::{Channel, Message};
 
 use super::{Simulation, describe, gist};
 use crate::bench::recovered;
@@ -87,7 +88,8 @@ impl Simulation {
         for client in &mut self.clients {
             if client.linked && (self.calm || self.rng.one_in(2)) {
                 let recorded = &self.recorded;
-                (client.unacknowledged).retain(|(_, request)| !recorded.contains(&request.header));
+                (client.unacknowledged)
+                    .retain(|(_, request)| !recorded.contains(&identity(request)));
             }
         }
     }
@@ -98,7 +100,8 @@ impl Simulation {
             println!("{} {}", record.seq, describe(&record));
         }
         if let Body::Request { message, .. } = &record.body {
-            self.recorded.insert(message.header.clone());
+            self.recorded.insert(identity(message));
+            self.sendable.insert(message.header.clone());
         }
         self.watch(&record);
         if !self.failing {
@@ -116,7 +119,7 @@ impl Simulation {
                     "kernel_info_request" | "interrupt_request"
                 );
                 assert!(
-                    farsides || self.recorded.contains(&message.header),
+                    farsides || self.sendable.contains(&message.header),
                     "to the engine before it is in the journal"
                 );
                 let Some(engine) = &mut self.engine else {
@@ -258,4 +261,9 @@ impl Simulation {
             }
         }
     }
+}
+
+/// What tells a request from others: one socket's from the same of another.
+fn identity(request: &Message) -> (Bytes, Vec<Bytes>) {
+    (request.header.clone(), request.identities.clone())
 }

@@ -165,8 +165,10 @@ struct Simulation {
     persisted: Vec<Record>,
     failing: bool,
     failure_was_told: bool,
-    /// Headers of the requests in the journal.
-    recorded: HashSet<Bytes>,
+    /// The requests in the journal: header and identities.
+    recorded: HashSet<(Bytes, Vec<Bytes>)>,
+    /// Headers of those: what may go to the engine.
+    sendable: HashSet<Bytes>,
     engine: Option<Engine>,
     to_spawn: Option<u32>,
     queries: Vec<(u64, Query)>,
@@ -205,6 +207,7 @@ impl Simulation {
             failing: false,
             failure_was_told: false,
             recorded: HashSet::new(),
+            sendable: HashSet::new(),
             engine: None,
             to_spawn: None,
             queries: Vec::new(),
