@@ -30,6 +30,9 @@ pub(super) fn log_to_stderr(filter: &str) {
     // Fails only where there is a subscriber already.
     let _ = tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // It would say so on stderr, which is where it could not write, and panic when it cannot: a full disk must not
+        // take a thread along.
+        .log_internal_errors(false)
         .with_ansi(false)
         .with_env_filter(filter)
         .try_init();

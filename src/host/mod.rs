@@ -52,6 +52,9 @@ pub fn main(args: &[OsString]) -> ExitCode {
     };
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        // It would say so on stderr, which is where it could not write, and panic when it cannot: a full disk must not
+        // take a thread along.
+        .log_internal_errors(false)
         .with_ansi(false)
         .with_env_filter(log_filter(&args))
         .init();

@@ -9,7 +9,7 @@ use super::core::{Core, Engine, Then};
 use super::engine::error_content;
 use super::event::{Effect, Gap};
 use super::state::{Asked, Attachment, OpenBusy, Told};
-use crate::journal::record::{ExecutionNumber, ExecutionState, Micros, Note};
+use crate::journal::record::{ClientId, ExecutionNumber, ExecutionState, Micros, Note};
 use crate::wire::Channel;
 
 /// The probe that tells when an adopted engine has done all that was sent before.
@@ -68,9 +68,13 @@ impl Core {
             {
                 let idle = json!({ "execution_state": "idle" });
                 self.publish(Some(client), 0, "status", &parent, &idle);
-                self.still_busy(client);
             }
         }
+        // An idle may have been the last that the last host said to them.
+        let clients: Vec<ClientId> = self.state.clients.keys().copied().collect();
+        clients
+            .into_iter()
+            .for_each(|client| self.still_busy(client));
         match &self.engine {
             Engine::Absent { why: Some(why) } => {
                 let why = why.clone();
@@ -224,16 +228,29 @@ impl Core {
         };
         adoption.replied |= replied;
         adoption.idle |= idle;
+        if replied {
+            // Its replies come in order: one that comes now is to a request behind the probe, also where that has the
+            // name of one before it (two sockets of a client may use the same msg_id).
+            let before = |asked: &Asked| asked.channel == Channel::Shell && !asked.has_subshell();
+            let (before, beside) = std::mem::take(&mut adoption.pending)
+                .into_iter()
+                .partition(before);
+            adoption.pending = beside;
+            self.lose_answers(before);
+        }
+        let Some(adoption) = &self.adopted else {
+            return;
+        };
         if adoption.replied
             && adoption.idle
             && let Some(adoption) = self.adopted.take()
         {
-            self.settle_after_gap(&adoption);
+            self.settle_after_gap(adoption);
         }
     }
 
     /// The adopted engine has worked off all it had been sent, so what is not over now has lost its end in the gap.
-    fn settle_after_gap(&mut self, adoption: &Adoption) {
+    fn settle_after_gap(&mut self, adoption: Adoption) {
         self.tell_of_losses(true);
         self.close_statuses(|busy| adoption.busy.contains(busy));
         for n in self.live_executions() {
@@ -242,10 +259,15 @@ impl Core {
                 self.settle(n);
             }
         }
-        for asked in &adoption.pending {
-            let engines = !self.is_attached(asked) && !self.is_looked_up(asked);
-            if engines && self.state.is_pending(asked) {
-                self.refuse_with(asked, "AnswerLost", IN_THE_GAP);
+        self.lose_answers(adoption.pending);
+    }
+
+    /// Those of these requests that still wait for the engine do so in vain.
+    fn lose_answers(&mut self, pending: Vec<Asked>) {
+        for asked in pending {
+            let engines = !self.is_attached(&asked) && !self.is_looked_up(&asked);
+            if engines && self.state.is_pending(&asked) {
+                self.refuse_with(&asked, "AnswerLost", IN_THE_GAP);
             }
         }
     }
