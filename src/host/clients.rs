@@ -330,7 +330,7 @@ mod tests {
     async fn it_waits_for_its_append() -> bool {
         let dir = tempfile::tempdir().unwrap();
         let (journal, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
-        let mut log = Log::new(journal, dir.path(), 0);
+        let mut log = Log::new(journal, dir.path(), 0, None);
         let (admission, _side) = admission(&log);
         let mut expected = Vec::new();
         let mut encoder = LinkWriter::new(&mut expected);

@@ -246,7 +246,7 @@ fn worker(dir: &Path, bound: u64, replace: Replace) -> Worker {
     Worker {
         dir: dir.to_owned(),
         bound,
-        tail: Log::new(writer, journal.path(), 0).tail(),
+        tail: Log::new(writer, journal.path(), 0, None).tail(),
         replace,
         hurry: Box::new(|| {}),
         stop: Arc::default(),

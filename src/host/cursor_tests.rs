@@ -26,7 +26,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
 
 fn new_log(dir: &Path) -> Log {
     let (writer, recovered) = Writer::open(dir, WriterOptions::default()).unwrap();
-    Log::new(writer, dir, recovered.next_seq - 1)
+    Log::new(writer, dir, recovered.next_seq - 1, None)
 }
 
 fn hello(resume: Option<Resume>) -> Hello {
@@ -148,7 +148,7 @@ fn a_reader_behind_a_hole_in_the_journal_gets_what_memory_has_of_it() {
     // The journal has 1..=20 and 101.., as after a full disk; the log in memory was not interrupted.
     let (mut kept, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
     let (writer, _) = Writer::open(elsewhere.path(), WriterOptions::default()).unwrap();
-    let mut log = Log::new(writer, dir.path(), 0);
+    let mut log = Log::new(writer, dir.path(), 0, None);
     for seq in 1..=110 {
         append(&mut log, vec![large(seq)]);
         if seq <= 20 || seq > 100 {
@@ -697,7 +697,7 @@ fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
     append(&mut new_log(dir.path()), vec![large(1), large(2), large(3)]);
     let (writer, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
     // A writer that is further than its log refuses what the log thinks is next.
-    let mut log = Log::new(writer, dir.path(), 0);
+    let mut log = Log::new(writer, dir.path(), 0, None);
     block_on(async {
         let mut reader = cursor(&log, None);
         for seq in [1, 2] {
@@ -712,4 +712,31 @@ fn a_large_record_that_is_not_kept_is_shown_all_the_same() {
         let healed = log.append_apart(vec![huge(4)]).await;
         assert!(matches!(healed, Appended::Healed(1)));
     });
+}
+
+#[test]
+fn the_next_writer_knows_what_the_last_one_could_not_keep() {
+    let dir = tempfile::tempdir().unwrap();
+    append(&mut new_log(dir.path()), vec![large(1), large(2), large(3)]);
+    let (writer, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    assert_eq!(recovered.unkept_since, None);
+    // Refused, as above; and then its process dies.
+    let mut log = Log::new(writer, dir.path(), 0, None);
+    assert!(matches!(log.append(vec![large(2)]), Appended::Failed(_)));
+    drop(log);
+    for _ in 0..2 {
+        let (_, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+        assert_eq!(
+            recovered.unkept_since,
+            Some(2),
+            "also by who comes after one that said nothing"
+        );
+    }
+    let (writer, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    let mut log = Log::new(writer, dir.path(), 3, recovered.unkept_since);
+    assert!(matches!(log.append(vec![large(4)]), Appended::Healed(2)));
+    // That is told with the next ones.
+    assert!(matches!(log.append(vec![large(5)]), Appended::Kept));
+    let (_, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    assert_eq!(recovered.unkept_since, None);
 }

@@ -25,7 +25,7 @@ impl Journal {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (writer, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
-        let log = Log::new(writer, dir.path(), 0);
+        let log = Log::new(writer, dir.path(), 0, None);
         Self {
             dir,
             log,

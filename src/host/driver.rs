@@ -261,7 +261,12 @@ pub(super) async fn run(
     let journal_dir = session.dir.journal();
     let known = state.lifetime.used.cpu;
     let usage = Sampler::start(inbox.clone(), session.dir.root(), state.generation, known);
-    let log = Log::new(writer, &journal_dir, recovered.next_seq - 1);
+    let log = Log::new(
+        writer,
+        &journal_dir,
+        recovered.next_seq - 1,
+        recovered.unkept_since,
+    );
     let first_live = state
         .live
         .values()

@@ -33,7 +33,9 @@ pub struct Log {
     tail: Tail,
     last: watch::Sender<Last>,
     shown_bytes: u64,
-    failing_since: Option<Micros>,
+    failing: bool,
+    /// Since when records are missing in the journal that it does not tell of.
+    unkept_since: Option<Micros>,
     /// Nothing can be kept any more, and why.
     closed: Option<&'static str>,
 }
@@ -109,8 +111,10 @@ struct Shared {
 }
 
 impl Log {
-    /// `last_seq`: of the newest record in the journal.
-    pub fn new(writer: Writer, dir: &Path, last_seq: u64) -> Self {
+    /// `last_seq`: of the newest record in the journal. `unkept_since`: see [`Recovered`].
+    ///
+    /// [`Recovered`]: crate::journal::recovery::Recovered
+    pub fn new(writer: Writer, dir: &Path, last_seq: u64, unkept_since: Option<Micros>) -> Self {
         let (last, receiver) = watch::channel(Last::tried(last_seq));
         let tail = Tail {
             shared: Arc::default(),
@@ -123,7 +127,8 @@ impl Log {
             tail,
             last,
             shown_bytes: 0,
-            failing_since: None,
+            failing: false,
+            unkept_since,
             closed: None,
         }
     }
@@ -221,18 +226,25 @@ impl Log {
     }
 
     fn appended(&mut self, result: io::Result<()>, now: Micros) -> Appended {
-        match (result, self.failing_since) {
-            (Ok(()), None) => Appended::Kept,
-            (Ok(()), Some(since)) => {
-                self.failing_since = None;
-                Appended::Healed(since)
+        match result {
+            Ok(()) => {
+                self.failing = false;
+                if let Some(since) = self.unkept_since.take() {
+                    return Appended::Healed(since);
+                }
+                if let Some(writer) = &mut self.writer {
+                    // What a healed journal is told comes right behind.
+                    writer.told_of_unkept();
+                }
+                Appended::Kept
             }
-            (Err(error), None) => {
-                self.failing_since = Some(now);
+            Err(_) if self.failing => Appended::StillFailing,
+            Err(error) => {
+                self.failing = true;
+                self.unkept_since.get_or_insert(now);
                 tracing::error!(%error, "the journal cannot be written");
                 Appended::Failed(error.to_string())
             }
-            (Err(_), Some(_)) => Appended::StillFailing,
         }
     }
 }

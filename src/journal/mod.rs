@@ -17,6 +17,7 @@ pub mod rewrite;
 mod scan;
 pub mod segments;
 mod sql;
+mod unkept;
 pub mod writer;
 
 pub use codec::Kind;

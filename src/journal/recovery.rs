@@ -7,7 +7,7 @@ use std::path::Path;
 use bytes::Bytes;
 
 use super::codec::{self, FRAME_BYTES, HEAD_BYTES, Kind};
-use super::record::{Body, Note, Record};
+use super::record::{Body, Micros, Note, Record};
 use super::scan::{PAYLOADS_CHUNK_BYTES, Scanned, SegmentScan, Step};
 use super::segments::{self, HEADER_BYTES, HeaderState, Position};
 
@@ -31,6 +31,9 @@ pub struct Recovered {
     /// Bytes behind the last whole record, which were cut: the half of a record that a host was killed over. (What was
     /// whole once and is damaged stays, for readers to tell of.)
     pub cut_bytes: u64,
+    /// Since when, up to now, records were made that are not kept: the journal could not be written, and its writer died
+    /// before it could say so in it.
+    pub unkept_since: Option<Micros>,
 }
 
 impl Recovered {

@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 use super::codec;
 use super::record::{Body, Note, Record};
 use super::segments::{self, HEADER_BYTES, Header, Position};
+use super::unkept::Unkept;
 use crate::wire::Message;
 
 pub use super::recovery::{Recovered, RecoveredRecord};
@@ -59,6 +60,7 @@ pub struct Writer {
     options: WriterOptions,
     tail: Tail,
     next_seq: u64,
+    unkept: Unkept,
     /// `None`: there is none in this segment, and should be.
     since_checkpoint: Option<u64>,
     scratch: Vec<u8>,
@@ -84,12 +86,15 @@ impl Writer {
             .create(dir)
             .map_err(|e| segments::describe(e, "cannot create the journal's folder", dir))?;
         let (mut recovered, end) = super::recovery::recover(dir)?;
+        let unkept = Unkept::open(dir);
+        recovered.unkept_since = unkept.since();
         let next = end.as_ref().map_or(1, |end| end.segment + 1);
         let mut writer = Self {
             dir: dir.to_owned(),
             options,
             tail: Tail::Broken { next },
             next_seq: recovered.next_seq,
+            unkept,
             since_checkpoint: Some(0),
             scratch: Vec::new(),
         };
@@ -149,9 +154,23 @@ impl Writer {
     /// On an error (disk full) nothing of them counts as kept; the next append may well succeed, with higher
     /// seqs. [`io::ErrorKind::InvalidInput`]: seqs that do not ascend from [`Writer::next_seq`].
     pub fn append<R: Borrow<Record>>(&mut self, records: &[R]) -> io::Result<Vec<Position>> {
-        if records.is_empty() {
+        let Some(first) = records.first() else {
             return Ok(Vec::new());
+        };
+        let result = self.try_append(records);
+        if result.is_err() {
+            self.unkept.begin(first.borrow().time);
         }
+        result
+    }
+
+    /// Records that were not kept were told of in the journal, so that who comes after this writer need not know
+    /// ([`Recovered::unkept_since`]).
+    pub fn told_of_unkept(&mut self) {
+        self.unkept.end();
+    }
+
+    fn try_append<R: Borrow<Record>>(&mut self, records: &[R]) -> io::Result<Vec<Position>> {
         let first_seq = self.next_seq;
         let mut next_seq = first_seq;
         for record in records {
