@@ -256,6 +256,7 @@ pub(super) async fn run(
             .map(|value| (value.key.to_owned(), value.value))
             .collect(),
         boot: clocks::boot_id(),
+        unkept: recovered.unkept_since.is_some(),
     };
     let nonce = format!("{}-{}", facts.session_id, uuid::Uuid::new_v4().simple());
     let journal_dir = session.dir.journal();
@@ -636,8 +637,11 @@ impl Driver {
                 Todo::Do(effect) => self.carry_out(effect),
             }
         }
-        for (stream, number) in std::mem::take(&mut self.acks) {
-            self.tell(stream, Frame::Ack { number });
+        // What is not kept may have to be sent again.
+        if !self.log.is_failing() {
+            for (stream, number) in std::mem::take(&mut self.acks) {
+                self.tell(stream, Frame::Ack { number });
+            }
         }
     }
 

@@ -147,6 +147,11 @@ impl Log {
         }
     }
 
+    /// Whether what was appended last is not kept.
+    pub fn is_failing(&self) -> bool {
+        self.failing
+    }
+
     /// For a reader.
     pub fn tail(&self) -> Tail {
         self.tail.clone()
@@ -169,10 +174,10 @@ impl Log {
 
     /// Appends in one go, then shows the records to the readers.
     pub fn append(&mut self, records: Vec<Arc<Record>>) -> Appended {
-        let Some(newest) = records.last() else {
+        let (Some(oldest), Some(newest)) = (records.first(), records.last()) else {
             return Appended::Kept;
         };
-        let (last_seq, now) = (newest.seq, newest.time);
+        let (last_seq, since) = (newest.seq, oldest.time);
         let result = match (&mut self.writer, self.closed) {
             (_, Some(why)) => Err(io::Error::other(why)),
             (Some(writer), None) => writer.append(&records).map(drop),
@@ -180,7 +185,7 @@ impl Log {
         };
         self.shown_bytes += self.tail.lock().extend(records);
         self.tried(last_seq);
-        self.appended(result, now)
+        self.appended(result, since)
     }
 
     /// Only now may the records be taken out of memory: who does not find them there reads the files.
@@ -192,10 +197,10 @@ impl Log {
     /// Appends in one go on another thread: for what takes long, by its size or because the disk is waited for. The
     /// readers have it meanwhile. Not to be cancelled.
     pub async fn append_apart(&mut self, records: Vec<Arc<Record>>) -> Appended {
-        let Some(newest) = records.last() else {
+        let (Some(oldest), Some(newest)) = (records.first(), records.last()) else {
             return Appended::Kept;
         };
-        let (seq, now) = (newest.seq, newest.time);
+        let (seq, since) = (newest.seq, oldest.time);
         let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
                 self.shown_bytes += self.tail.lock().extend(records.clone());
@@ -222,10 +227,11 @@ impl Log {
             }
         };
         self.tried(seq);
-        self.appended(result, now)
+        self.appended(result, since)
     }
 
-    fn appended(&mut self, result: io::Result<()>, now: Micros) -> Appended {
+    /// `since`: of the first of what was appended.
+    fn appended(&mut self, result: io::Result<()>, since: Micros) -> Appended {
         match result {
             Ok(()) => {
                 self.failing = false;
@@ -241,7 +247,7 @@ impl Log {
             Err(_) if self.failing => Appended::StillFailing,
             Err(error) => {
                 self.failing = true;
-                self.unkept_since.get_or_insert(now);
+                self.unkept_since.get_or_insert(since);
                 tracing::error!(%error, "the journal cannot be written");
                 Appended::Failed(error.to_string())
             }

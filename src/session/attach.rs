@@ -57,7 +57,8 @@ impl Core {
             execution.state == ExecutionState::WaitingInput,
         );
         self.begin_attachment(asked, n, first_seq, String::new(), None);
-        if waiting && let Some(input) = self.state.input.clone() {
+        // An execution that was interrupted while it asked may not have said its end yet, and the next one asks already.
+        if waiting && let Some(input) = self.state.input.clone().filter(|input| input.n == n) {
             let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
             self.ask(asked, n, &content);
         }

@@ -7,7 +7,7 @@
 //! that expects a reply gets exactly one, and is in the journal as pending until then, so that the next host knows of
 //! it; all durable state changes through [`State::apply`], on records; nothing follows the session's end.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 use serde_json::{Value, json};
 
@@ -46,6 +46,8 @@ pub struct Facts {
     pub settings: BTreeMap<String, String>,
     /// Which boot of the machine this is.
     pub boot: String,
+    /// The host before this one could not keep what it took in at last: the journal could not be written.
+    pub unkept: bool,
 }
 
 /// A session that has ended, in the eyes of the one that came after it.
@@ -113,6 +115,16 @@ impl Lookup {
 /// How often a journal that cannot be written is tried.
 const JOURNAL_RETRY: Micros = 1_000_000;
 
+/// Ends of executions are remembered, to be said again should they not have been kept: while the journal cannot be
+/// written, and until it is known whether it can.
+const ENDS_KEPT: Micros = 10_000_000;
+
+/// But not more of them.
+const ENDS_MAX: usize = 4096;
+
+/// A client whose host died sends again what was not acknowledged within this, with time to spare.
+const COME_BACK: Micros = 30_000_000;
+
 /// See the module.
 #[derive(Debug)]
 pub struct Core {
@@ -152,6 +164,10 @@ pub struct Core {
     pub(super) idle_due: Option<Micros>,
     /// The journal cannot be written; when to try again, on the awake clock.
     pub(super) journal_retry: Option<Micros>,
+    /// The last executions' ends, and when they were said.
+    ends: VecDeque<(Micros, Note)>,
+    /// Of this host, by the clock that stands still while the machine sleeps.
+    opened_at: Micros,
 }
 
 impl Core {
@@ -190,6 +206,8 @@ impl Core {
             next_lookup: 0,
             idle_due: None,
             journal_retry: None,
+            ends: VecDeque::new(),
+            opened_at: 0,
         }
     }
 
@@ -219,6 +237,8 @@ impl Core {
             } => {
                 if again && self.state.has_seen(&Asked::new(client, channel, &message)) {
                     tracing::debug!("a request that was here before; ignored");
+                } else if again && self.may_have_been_taken() {
+                    self.refuse_unkept(client, channel, message);
                 } else {
                     self.on_request(client, channel, message);
                 }
@@ -274,6 +294,7 @@ impl Core {
                     until: self.now,
                     why,
                 });
+                self.note_ends_again(from);
                 // A host that comes after us must not go on from what the journal had before.
                 self.note_checkpoint();
             }
@@ -294,6 +315,7 @@ impl Core {
     /// The first records of a host: of a session that begins here, and of every host.
     pub fn open(&mut self, pid: u32, now: impl Into<Now>) -> Vec<Effect> {
         self.set_clocks(now.into());
+        self.opened_at = self.clocks.awake;
         if self.next_seq == 1 {
             let Facts {
                 id, name, engine, ..
@@ -412,12 +434,53 @@ impl Core {
             .get(&n)
             .map(|execution| execution.msg_id.clone())
             .unwrap_or_default();
-        self.note(Note::Execution {
+        let end = Note::Execution {
             n,
             msg_id,
             state,
             reason,
-        });
+        };
+        if state.is_final() {
+            let old = self.now.saturating_sub(ENDS_KEPT);
+            let may_go = |at: Micros| self.journal_retry.is_none() && at < old;
+            while self.ends.len() >= ENDS_MAX
+                || self.ends.front().is_some_and(|(at, _)| may_go(*at))
+            {
+                self.ends.pop_front();
+            }
+            self.ends.push_back((self.now, end.clone()));
+        }
+        self.note(end);
+    }
+
+    /// Executions whose end was not kept would stay open for who reads the journal.
+    fn note_ends_again(&mut self, since: Micros) {
+        for (at, end) in std::mem::take(&mut self.ends) {
+            if at >= since {
+                self.note(end);
+            }
+        }
+    }
+
+    /// Whether a request that comes again may have been taken by a host that could not keep it: then nobody knows what
+    /// became of it, and it must not run twice.
+    fn may_have_been_taken(&self) -> bool {
+        let until = self.opened_at.saturating_add(COME_BACK);
+        self.facts.unkept && self.clocks.awake < until
+    }
+
+    fn refuse_unkept(&mut self, client: ClientId, channel: Channel, message: Message) {
+        let is_request = |header: crate::wire::Header<'_>| {
+            header.msg_type.ends_with("_request") && header.msg_type != "kernel_info_request"
+        };
+        if !message.header().is_ok_and(is_request) {
+            self.on_request(client, channel, message);
+            return;
+        }
+        let asked = self.wait(client, channel, message);
+        let why = "the journal could not be written, and the process that kept this session was replaced meanwhile: \
+                   whether this was begun is not known. Look, and run it again if it was not";
+        self.refuse_with(&asked, "HostReplaced", why);
     }
 
     /// A message of our own.

@@ -38,6 +38,7 @@ pub fn facts(interrupt_by_message: bool) -> Facts {
         session_id: SESSION_ID.into(),
         version: "0".into(),
         predecessor: None,
+        unkept: false,
     }
 }
 

@@ -140,7 +140,9 @@ impl Simulation {
             assert!(
                 !gone
                     || runs
+                    // (Then what is folded lags.)
                     || self.failing
+                    || self.failure_was_told
                     || self.watch.asked_by.contains(&(client, parent.clone())),
                 "to one that left: {}",
                 text()
