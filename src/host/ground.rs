@@ -2,7 +2,7 @@
 //! temporary folders, somebody's `rm -r`), and nothing of what the host has open would tell: records would go on into
 //! files that have no name any more, and nobody could come in.
 //!
-//! Wakes the driver when something was deleted; what is to be done about it is the driver's.
+//! Wakes the driver when something was, or may have been, deleted; what is to be done about it is the driver's.
 
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -13,7 +13,8 @@ use super::inbox::Inbox;
 use crate::process::Deletions;
 use crate::state_dir::SessionDir;
 
-/// Where there is no inotify (its instances are counted per user), one looks so often instead.
+/// Where there is no inotify (its instances are counted per user), and also where there is (somebody may delete in the very
+/// moment in which it is watched anew), one looks so often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// A socket that was just made is watched again after this: its folder may be a new one.
@@ -49,7 +50,10 @@ async fn run(dir: SessionDir, inbox: Inbox<Input>) {
                     .and_then(|()| deletions.watch(&dir.journal()))
                     .and_then(|()| deletions.watch(dir.sockets()));
                 match watched {
-                    Ok(()) => deletions.wait().await.is_ok(),
+                    Ok(()) => {
+                        let waited = tokio::time::timeout(LOOK_EVERY, deletions.wait());
+                        waited.await.unwrap_or(Ok(())).is_ok()
+                    }
                     // Deleted already. It is made again, or the session ends.
                     Err(_) => {
                         tokio::time::sleep(WATCH_AGAIN_AFTER).await;
