@@ -81,9 +81,11 @@ impl Said {
         (self.number, self.time) = (number, time);
     }
 
-    /// Readers were told of what is missing up to this time.
-    pub fn told(&mut self, until: Micros) {
-        self.holes.retain(|hole| hole.until > until);
+    /// Readers were told of what is missing between these times. Not of what was missing before: a host that was killed
+    /// right after it had noticed something has said nothing of it.
+    pub fn told(&mut self, from: Micros, until: Micros) {
+        self.holes
+            .retain(|hole| hole.from < from || hole.until > until);
     }
 }
 
@@ -360,7 +362,13 @@ mod tests {
             numbers.loss(9 * SECOND, true).map(|loss| loss.messages),
             Some(37)
         );
-        said.told(2);
+        said.told(2, 2);
+        assert_ne!(
+            Continuity::after(&said, 2).loss(9 * SECOND, true),
+            None,
+            "a gap behind it"
+        );
+        said.told(1, 2);
         assert_eq!(Continuity::after(&said, 2).loss(9 * SECOND, true), None);
         let mut numbers = Continuity::after(&Said::default(), 1);
         see(&mut numbers, 99, true, 5);

@@ -584,7 +584,7 @@ impl State {
                     execution.interrupted |= execution.state != ExecutionState::Queued;
                 }
             }
-            Note::Gap { until, .. } => self.said.told(*until),
+            Note::Gap { from, until, .. } => self.said.told(*from, *until),
             Note::Restarting => self.restarting = true,
             Note::Execution { n, state, .. } => self.apply_execution_state(time, *n, *state),
             Note::Attach {
