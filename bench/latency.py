@@ -106,10 +106,10 @@ def while_busy(bed: Bed, fast: dict[str, Fast]) -> None:
         """One cell runs at a time: two would leave no core for what is measured."""
         one = fast[kernel]
         with Cell(bed, one):
-            return statistics.median(complete(one, subshell_id=subshells[kernel]) for _ in range(10))
+            return statistics.median(complete(one, subshell_id=subshells[kernel]) for _ in range(3))
 
     note = "on a subshell; on the main shell it waits for the cell's end, as with the bare engine"
-    pairs = bed.in_turns(bed.rounds(20), completion)
+    pairs = bed.in_turns(bed.rounds(5), completion)
     bed.add(Row.of("completion while a cell runs, median", "ms", pairs, None, 1e3, note=note))
 
 
