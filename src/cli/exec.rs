@@ -9,6 +9,7 @@ use super::client::{Conversation, Heard, block_on, require_live};
 use super::follow::{Printer, follow};
 use super::{Exit, Output, UsageError, find_session};
 use crate::journal::{Selector, View};
+use crate::session::event::SUBMIT_KIND;
 use crate::session::state::header_id;
 use crate::state_dir::Session;
 use crate::wire::{Channel, Message};
@@ -39,7 +40,8 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
     require_live(&session)?;
     let code = code(args)?;
     block_on(async {
-        let mut conversation = Conversation::open(&session, "exec", !args.detach).await?;
+        let kind = if args.detach { SUBMIT_KIND } else { "exec" };
+        let mut conversation = Conversation::open(&session, kind, !args.detach).await?;
         // Code that nobody watches may wait: whoever attaches answers.
         let allow_stdin = args.detach || std::io::stdin().is_terminal();
         let content = json!({

@@ -19,8 +19,8 @@ use crate::unix_stream::{ReadHalf, UnixStream, WriteHalf};
 /// How long a client may take to say who it is.
 const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// An acknowledgement goes with what else is to be sent within this: alone it would wake the other end for nothing that
-/// anybody waits for.
+/// A launcher's acknowledgement goes with what else is to be sent within this: alone it would wake the launcher for nothing
+/// that anybody waits for. A command may have nothing else to wait for.
 const ACK_DELAY: Duration = Duration::from_millis(20);
 
 /// How long the last frames of a stream may take when the host ends.
@@ -101,6 +101,11 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
         return;
     }
     let (client, (answer, answered)) = (hello.client, oneshot::channel());
+    let ack_delay = if hello.claim {
+        ACK_DELAY
+    } else {
+        Duration::ZERO
+    };
     inbox.send_now(Input::Open(Opening { hello, answer }));
     let admission = match answered.await {
         Ok(Ok(admission)) => admission,
@@ -113,7 +118,7 @@ async fn serve(stream: UnixStream, inbox: Inbox<Input>) {
     let stream = admission.stream;
     tokio::select! {
         () = read(&mut reader, client, stream, &inbox) => {}
-        () = write(&mut writer, admission) => {}
+        () = write(&mut writer, admission, ack_delay) => {}
     }
     inbox.send_now(Input::Closed { client, stream });
 }
@@ -167,7 +172,7 @@ async fn read(
     }
 }
 
-async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission) {
+async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission, ack_delay: Duration) {
     let Admission {
         welcome,
         mut cursor,
@@ -189,9 +194,9 @@ async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission) {
                 biased;
                 frame = side.recv() => match frame {
                     Some(frame @ Frame::Ended { .. }) => last_word = Some(frame),
-                    Some(frame @ Frame::Ack { .. }) => {
+                    Some(frame @ Frame::Ack { .. }) if !ack_delay.is_zero() => {
                         writer.push(&frame);
-                        ack_due.get_or_insert_with(|| Instant::now() + ACK_DELAY);
+                        ack_due.get_or_insert_with(|| Instant::now() + ack_delay);
                     }
                     Some(frame) => {
                         if writer.send(&frame).await.is_err() {
@@ -342,7 +347,7 @@ mod tests {
         let (mut client, _writer) = client.into_split();
         let (_reader, writer) = host.into_split();
         let mut writer = LinkWriter::new(writer);
-        let writing = write(&mut writer, admission);
+        let writing = write(&mut writer, admission, ACK_DELAY);
         let conversation = async {
             let mut appending = pin!(log.append_apart(vec![Arc::new(large())]));
             // It has begun; that it is over is only seen when it is looked at again.

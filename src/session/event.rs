@@ -372,8 +372,19 @@ pub struct ExecutionSummary {
 /// The kind of client that `farside console` is.
 pub const CONSOLE_KIND: &str = "console";
 
+/// The kind of client that `farside exec --detach` is: it asks, and watches nothing.
+pub const SUBMIT_KIND: &str = "submit";
+
 /// The kinds of clients that a command of the CLI is which stays for no longer than what it asked for.
-pub const PASSING_KINDS: [&str; 6] = ["exec", "extend", "interrupt", "new", "restart", "stop"];
+pub const PASSING_KINDS: [&str; 7] = [
+    "exec",
+    "extend",
+    "interrupt",
+    "new",
+    "restart",
+    "stop",
+    SUBMIT_KIND,
+];
 
 /// What the CLI asks of a session.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -1,7 +1,7 @@
 //! Whom the core tells of what (`notify`): which executions are worth it, and what is said.
 
 use super::core::Core;
-use super::event::{Effect, Notification, NotifyOn};
+use super::event::{Effect, Notification, NotifyOn, SUBMIT_KIND};
 use super::state::Execution;
 use super::text::span;
 use crate::journal::record::{ExecutionNumber, ExecutionState};
@@ -63,7 +63,9 @@ impl Core {
             Some(on) => *on,
             None => {
                 let long = u128::from(ran) > self.limits.notify_after.as_micros();
-                execution.by_person && (long || self.state.clients.is_empty())
+                let mut clients = self.state.clients.values();
+                let unwatched = clients.all(|client| client.kind == SUBMIT_KIND);
+                execution.by_person && (long || unwatched)
             }
         };
         if wanted {
