@@ -180,8 +180,16 @@ fn a_tree_of_real_processes_adds_up() {
         );
         members = sample.resident;
     }
-    let zombies = members.iter().filter(|(_, bytes)| *bytes == 0).count();
-    assert_eq!(zombies, 1, "{members:?}");
+    // It is one some moments after its last word.
+    let zombies = |members: &[(u32, u64)]| members.iter().filter(|(_, bytes)| *bytes == 0).count();
+    for _ in 0..1000 {
+        if zombies(&members) == 1 {
+            break;
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+        members = world.look().resident;
+    }
+    assert_eq!(zombies(&members), 1, "{members:?}");
     assert!(members.iter().map(|(_, bytes)| bytes).sum::<u64>() > 1 << 20);
 
     // All of them end, the engine last.
