@@ -30,6 +30,8 @@ def memory(bed: Bed) -> None:
     client.run("1")
     watch = bed.watch(launcher)
     keeper = bed.sandbox.keeper_pid(bed.sandbox.session())
+    # Two seconds after their start both let go of what only that needed.
+    time.sleep(3)
     wait_until(lambda: settled(watch), "memory to settle")
     note = f"keeper beside them: {resident(keeper) / 1e6:.1f} MB"
     bed.add(Row("memory of launcher and host, idle", "MB", watch.resident_mb(), limit=most(20), note=note))
