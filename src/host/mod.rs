@@ -78,9 +78,6 @@ fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
         .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))
 }
 
-/// Then the start is over, and with it most of what only a start does.
-const STARTED_AFTER: std::time::Duration = std::time::Duration::from_secs(2);
-
 fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     let session = Session::open(&args.dirs.session_dir)?;
     let Some(lock) = HostLock::acquire(&session.dir)? else {
@@ -93,10 +90,7 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         .build()?;
     let local = tokio::task::LocalSet::new();
     upkeep::start(&session);
-    local.spawn_local(async {
-        tokio::time::sleep(STARTED_AFTER).await;
-        crate::process::let_go_of_code();
-    });
+    local.spawn_local(crate::process::settle());
     let over = local.block_on(&runtime, driver::run(session.clone(), lock, args))?;
     // A reader may still be in a file of the journal: nothing waits for it any more.
     runtime.shutdown_background();

@@ -120,10 +120,7 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
         ..hello("launcher")
     };
     let (session, stream) = choose(&wanted, &hello, None).await?;
-    tokio::task::spawn_local(async {
-        tokio::time::sleep(STARTED_AFTER).await;
-        crate::process::let_go_of_code();
-    });
+    tokio::task::spawn_local(crate::process::settle());
     let mut interrupt = signal(SignalKind::interrupt())?;
     let until = async move {
         interrupt.recv().await;
@@ -139,9 +136,6 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
     )
     .await
 }
-
-/// Then the start is over, and with it most of what only a start does.
-const STARTED_AFTER: Duration = Duration::from_secs(2);
 
 /// Serves free loopback ports on a session that others may have too (`farside connect` and `farside console`), until
 /// the session ends, a signal says to leave, or the future that `ready` gives is done. `ready` gets the connection
