@@ -455,6 +455,7 @@ fn a_bye_behind_many_requests_is_heard_before_the_hosts_end() {
     host.send(ToKeeper::Bye);
     host.order(&Order::Exit(0));
     process::signal(keeper, libc::SIGCONT).unwrap();
+    host.end();
     expect_the_end(&sandbox, keeper);
 }
 
