@@ -235,6 +235,36 @@ fn a_reader_follows_a_writer_through_torn_tails_and_new_segments() {
     writer.join().unwrap();
 }
 
+/// What is half written when a reader looks at it may be whole, with more behind it, when the reader looks on.
+#[test]
+fn a_record_that_is_written_under_a_readers_eyes_is_not_damaged() {
+    const RECORDS: u64 = 20_000;
+    let source = tempfile::tempdir().unwrap();
+    open(source.path())
+        .append(&outputs(1..RECORDS + 1))
+        .unwrap();
+    let bytes = std::fs::read(segments::path(source.path(), 1)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = segments::path(dir.path(), 1);
+    std::fs::write(&path, &bytes[..32]).unwrap();
+    let writer = std::thread::spawn(move || {
+        let file = OpenOptions::new().write(true).open(path).unwrap();
+        // Ends within frames, within heads, and now and then a whole record behind them.
+        for (at, piece) in (32..).step_by(50).zip(bytes[32..].chunks(50)) {
+            file.write_all_at(piece, at).unwrap();
+        }
+    });
+    let mut reader = Reader::open(dir.path(), 1).unwrap();
+    let mut expected = 1;
+    while expected <= RECORDS {
+        for seq in seqs(&reader.next_batch(100_000).unwrap()) {
+            assert_eq!(seq, expected);
+            expected += 1;
+        }
+    }
+    writer.join().unwrap();
+}
+
 /// An append fails in its middle (disk full), a reader has already seen its first record, and the writer cuts it
 /// off: the reader's place is then inside, or behind, other records of later appends.
 #[test]

@@ -175,18 +175,20 @@ impl SegmentScan {
             look = self.look(self.offset)?;
         }
         match look {
-            Look::Record(found) => {
-                self.offset += found.position.length;
-                self.previous = Some((found.position.offset, found.frame.head_crc, found.head.seq));
-                self.searched_to = 0;
-                Ok(Step::Record(found))
-            }
+            Look::Record(found) => Ok(self.pass(found)),
             Look::Suspect | Look::HeadIncomplete => self.search(),
             Look::Incomplete => {
                 self.forget_chunk();
                 Ok(Step::End)
             }
         }
+    }
+
+    fn pass(&mut self, found: Scanned) -> Step {
+        self.offset += found.position.length;
+        self.previous = Some((found.position.offset, found.frame.head_crc, found.head.seq));
+        self.searched_to = 0;
+        Step::Record(found)
     }
 
     /// The whole body of a record, if its payload's checksum is right.
@@ -294,6 +296,11 @@ impl SegmentScan {
             }
             match self.look(at)? {
                 Look::Record(_) => {
+                    // What was half written when the search began is whole now, if this is behind it.
+                    self.forget_chunk();
+                    if let Look::Record(found) = self.look(self.offset)? {
+                        return Ok(self.pass(found));
+                    }
                     let skipped = at - self.offset;
                     self.seek(at);
                     return Ok(Step::Damaged(skipped));
