@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 unexport NO_COLOR
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint unit simulate fuzz e2e faults bench venv node build release clean
+.PHONY: help demo test lint unit simulate fuzz e2e faults bounds bench venv node build release clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -73,6 +73,9 @@ FAULTS ?= 500
 
 faults: release venv ## real processes killed, stopped and starved: FAULTS of it (`FARSIDE_SEED=17 make faults` throws the same dice again)
 	@FAULTS=$(FAULTS) FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/campaign.py --json $(TARGET)/faults.json $(FAULTS_ARGS)
+
+bounds: release venv ## memory, journal and descriptors through 10 GB of output and 1,000 attachments
+	@FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/bounds.py $(BOUNDS_ARGS)
 
 # `make bench BENCH_ARGS="--quick --only latency"`; `BENCH_ARGS=--scaling` measures how cost grows instead.
 bench: release venv ## the limits to hold, paired with the bare engine; writes target/bench.json

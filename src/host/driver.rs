@@ -12,13 +12,16 @@ use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::acks::Acks;
 use super::clients::{self, Admission, Opening, StreamId};
 use super::clocks;
 use super::compaction::{self, Compaction};
 use super::cursor::Cursor;
 use super::digest::Digester;
 use super::elsewhere;
-use super::engine::{CHANNELS, EngineDriver, EngineInput, TransportChoice, spawn_id};
+use super::engine::{
+    CHANNELS, EngineDriver, EngineInput, TransportChoice, WAITING_BYTES_MAX, spawn_id,
+};
 use super::ground::{self, Ground};
 use super::held::{Kept, Stream, Taken};
 use super::hook::Hooks;
@@ -152,8 +155,7 @@ struct Driver {
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
     next_stream: StreamId,
     turn: Turn,
-    /// Of this turn.
-    acks: HashMap<StreamId, u64>,
+    acks: Acks,
     /// What was read from the engine for this turn.
     kept: Vec<Kept>,
     /// Streams that wait for the answer to their command.
@@ -304,7 +306,7 @@ pub(super) async fn run(
         streams: HashMap::new(),
         next_stream: 0,
         turn: Turn::default(),
-        acks: HashMap::new(),
+        acks: Acks::default(),
         kept: Vec::new(),
         commands: HashMap::new(),
         next_command: 0,
@@ -585,13 +587,13 @@ impl Driver {
                     // Not taken, and so not acknowledged: a launcher may have another session for it.
                     return;
                 }
+                self.acks.taken(stream, number, message.size_bytes());
                 self.event(Event::Request {
                     client,
                     channel,
                     message,
                     again,
                 });
-                self.acks.insert(stream, number);
             }
             Input::Command {
                 client,
@@ -639,7 +641,11 @@ impl Driver {
         }
         // What is not kept may have to be sent again.
         if !self.log.is_failing() {
-            for (stream, number) in std::mem::take(&mut self.acks) {
+            let waiting = match self.core.state().ended {
+                Some(_) => 0,
+                None => self.core.waiting_bytes() + self.engine.unsent_bytes(),
+            };
+            for (stream, number) in self.acks.due(waiting.saturating_sub(WAITING_BYTES_MAX)) {
                 self.tell(stream, Frame::Ack { number });
             }
         }
@@ -1200,7 +1206,7 @@ impl Driver {
             return false;
         };
         let is_told = asked.is_none_or(|stream| !self.streams.contains_key(&stream));
-        (is_told || Instant::now() >= *at_last) && self.engine.is_flushed()
+        (is_told || Instant::now() >= *at_last) && self.engine.unsent_bytes() == 0
     }
 
     /// The next host finds all of it in the journal, and the engine's streams with the keeper.

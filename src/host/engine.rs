@@ -43,6 +43,12 @@ const DRAIN: Duration = Duration::from_secs(2);
 /// How much of the engine's own log is shown where it did not start.
 const LOG_TAIL_BYTES: u64 = 600;
 
+/// Requests that wait for an engine that does not read, or is not there yet. Past it they are not acknowledged, and so
+/// their launcher soon takes no more of its frontends ([`REQUESTS_BYTES_MAX`]). They are in the journal all the same.
+///
+/// [`REQUESTS_BYTES_MAX`]: crate::launcher
+pub(super) const WAITING_BYTES_MAX: usize = 8 << 20;
+
 /// Channels that must be up before the engine is used.
 pub(super) const CHANNELS: [Channel; 4] = [
     Channel::Shell,
@@ -72,6 +78,8 @@ pub(super) enum EngineInput {
         heard: u32,
         kept: Option<Kept>,
     },
+    /// It took one of the requests that were too many.
+    Took,
     /// Time to look after it.
     Timer { generation: u32, timer: Timer },
 }
@@ -89,7 +97,7 @@ pub(super) enum Timer {
 /// Messages on their way to the engine.
 struct Outgoing {
     receiver: mpsc::UnboundedReceiver<Message>,
-    unsent: Rc<Cell<usize>>,
+    unsent_bytes: Rc<Cell<usize>>,
 }
 
 /// Where an engine's sockets are.
@@ -137,8 +145,8 @@ struct Current {
     /// It was told to end.
     stopping: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
-    /// Messages that are not with the operating system yet.
-    unsent: Rc<Cell<usize>>,
+    /// Of messages that are not with the operating system yet.
+    unsent_bytes: Rc<Cell<usize>>,
     /// Dropping it ends the iopub thread.
     _until: watch::Sender<()>,
     tasks: tokio::task::JoinSet<()>,
@@ -243,7 +251,7 @@ impl EngineDriver {
         }
         let mut tasks = tokio::task::JoinSet::new();
         let mut senders = HashMap::new();
-        let unsent = Rc::<Cell<usize>>::default();
+        let unsent_bytes = Rc::<Cell<usize>>::default();
         for channel in [Channel::Shell, Channel::Control, Channel::Stdin] {
             let (sender, receiver) = mpsc::unbounded_channel();
             senders.insert(channel, sender);
@@ -252,7 +260,7 @@ impl EngineDriver {
                 streams(channel),
                 Outgoing {
                     receiver,
-                    unsent: unsent.clone(),
+                    unsent_bytes: unsent_bytes.clone(),
                 },
                 self.inbox.clone(),
             ));
@@ -280,7 +288,7 @@ impl EngineDriver {
             connected: false,
             stopping: false,
             senders,
-            unsent,
+            unsent_bytes,
             _until: until,
             tasks,
             end: None,
@@ -421,6 +429,8 @@ impl EngineDriver {
             EngineInput::Timer { generation, timer } if generation == now_generation => {
                 self.on_timer(generation, timer, awaited, &mut output);
             }
+            // The turn's end looks at what waits.
+            EngineInput::Took => {}
             // Of an engine before this one.
             EngineInput::Up { .. }
             | EngineInput::Down { .. }
@@ -478,18 +488,20 @@ impl EngineDriver {
 
     /// Sends to the engine; nothing where it is gone.
     pub fn send(&self, channel: Channel, message: Message) {
+        let bytes = message.size_bytes();
         if let Some(current) = &self.current
             && let Some(sender) = current.senders.get(&channel)
             && sender.send(message).is_ok()
         {
-            current.unsent.set(current.unsent.get() + 1);
+            let unsent = &current.unsent_bytes;
+            unsent.set(unsent.get() + bytes);
         }
     }
 
-    /// Whether all that was sent is with the operating system: another host can go on from here.
-    pub fn is_flushed(&self) -> bool {
-        let unsent = self.current.as_ref().map(|current| current.unsent.get());
-        unsent.is_none_or(|unsent| unsent == 0)
+    /// Of what was sent and is not with the operating system yet. Nothing: another host can go on from here.
+    pub fn unsent_bytes(&self) -> usize {
+        let current = self.current.as_ref();
+        current.map_or(0, |current| current.unsent_bytes.get())
     }
 
     /// A signal to the engine's process group.
@@ -593,7 +605,7 @@ async fn run_channel(
             }));
             tokio::select! {
                 () = read_channel(&endpoints, channel, &mut connection, &inbox) => {}
-                () = write_channel(&endpoints, writer, &mut outgoing) => {}
+                () = write_channel(&endpoints, writer, &mut outgoing, &inbox) => {}
             }
             stream.ended(&connection.reader);
             inbox.send_now(Input::Engine(EngineInput::Down {
@@ -647,10 +659,19 @@ async fn read_channel(
     }
 }
 
-async fn write_channel(endpoints: &Endpoints, mut writer: Writer, outgoing: &mut Outgoing) {
+async fn write_channel(
+    endpoints: &Endpoints,
+    mut writer: Writer,
+    outgoing: &mut Outgoing,
+    inbox: &Inbox<Input>,
+) {
     while let Some(message) = outgoing.receiver.recv().await {
         let sent = writer.send(&frame::encode(&message, &endpoints.key)).await;
-        outgoing.unsent.set(outgoing.unsent.get().saturating_sub(1));
+        let unsent = outgoing.unsent_bytes.get();
+        (outgoing.unsent_bytes).set(unsent.saturating_sub(message.size_bytes()));
+        if unsent > WAITING_BYTES_MAX {
+            inbox.send_now(Input::Engine(EngineInput::Took));
+        }
         if let Err(error) = sent {
             tracing::warn!(%error, "a request could not be sent to the engine");
             return;

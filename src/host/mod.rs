@@ -8,6 +8,7 @@
 //! are long over, `usage` and `gpu` what the engine's processes use, `ground` whether the folders are still there, `health` its heartbeat, `status_file` the thread that
 //! writes status.json.
 
+mod acks;
 mod clients;
 mod clocks;
 mod compaction;

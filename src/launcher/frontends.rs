@@ -8,7 +8,6 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Shared;
-use super::host_link::Outgoing;
 use super::subscriber;
 use crate::transport::{Incoming, Listener, Reader, Stream, Writer, handshake};
 use crate::wire::connection_file::{ConnectionFile, Endpoint, Socket, Transport};
@@ -174,26 +173,34 @@ async fn converse(
 ) {
     let (identity, number, mut replies, waiting) =
         shared.peers.borrow_mut().join(channel, identity);
-    loop {
-        tokio::select! {
-            reply = replies.recv() => {
-                // No sender: somebody with the same identity came after us, and has the replies.
-                let Some(reply) = reply else { break };
-                waiting.set(waiting.get().saturating_sub(reply.size_bytes()));
-                if writer.send(&frame::encode(&reply, &shared.key)).await.is_err() {
-                    break;
-                }
+    let sending = async {
+        // No sender: somebody with the same identity came after us, and has the replies.
+        while let Some(reply) = replies.recv().await {
+            waiting.set(waiting.get().saturating_sub(reply.size_bytes()));
+            if (writer.send(&frame::encode(&reply, &shared.key)).await).is_err() {
+                return;
             }
-            incoming = reader.recv() => match incoming {
-                Ok(Some(Incoming::Message(parts))) => receive(channel, &identity, parts, &shared).await,
+        }
+    };
+    // Waits for room where there is none; replies go out all the while.
+    let receiving = async {
+        loop {
+            match reader.recv().await {
+                Ok(Some(Incoming::Message(parts))) => {
+                    receive(channel, &identity, parts, &shared).await;
+                }
                 Ok(Some(Incoming::Subscribe(_) | Incoming::Unsubscribe(_))) => {}
-                Ok(None) => break,
+                Ok(None) => return,
                 Err(error) => {
                     tracing::info!(%error, channel = channel.name(), "a frontend's connection broke");
-                    break;
+                    return;
                 }
-            },
+            }
         }
+    };
+    tokio::select! {
+        () = sending => {}
+        () = receiving => {}
     }
     shared.peers.borrow_mut().leave(channel, &identity, number);
 }
@@ -213,12 +220,7 @@ async fn receive(channel: Channel, identity: &Bytes, mut parts: Vec<Bytes>, shar
     if channel != Channel::Stdin && shared.on_leaving(channel, &message) {
         return;
     }
-    let share = shared.room_for(&message).await;
-    let _ = shared.requests.send(Outgoing {
-        channel,
-        message,
-        share,
-    });
+    shared.admit(channel, message).await;
 }
 
 impl Peers {

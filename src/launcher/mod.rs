@@ -15,6 +15,7 @@ mod subscriber;
 mod succession;
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use std::time::Duration;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use self::choice::{ChoiceError, Wanted, choose};
 use self::frontends::{Peers, Sockets};
@@ -40,11 +41,14 @@ use crate::wire::message::HeaderFields;
 use crate::wire::signature::ReplayGuard;
 use crate::wire::{Channel, Key, Message};
 
-/// Requests that wait for the host: past it frontends' shell and control sockets are not read on.
-const REQUESTS_BYTES_MAX: usize = 64 << 20;
+/// Requests of one channel that the host has not acknowledged: past it frontends' sockets of that channel are not read
+/// on. (Of each by itself: an interrupt gets through where shell requests wait for an engine that does not read.)
+const REQUESTS_BYTES_MAX: usize = 8 << 20;
 
 /// The semaphore counts in these, for its permits are 32 bit numbers.
 const UNIT_BYTES: usize = 1024;
+
+const UNITS_MAX: usize = REQUESTS_BYTES_MAX / UNIT_BYTES;
 
 /// A launcher that was told to end does so within this, whatever the host does: a Jupyter Server sends SIGTERM after
 /// 2.5 s.
@@ -90,7 +94,7 @@ pub(crate) struct Shared {
     seen: RefCell<ReplayGuard>,
     refused: Cell<u64>,
     requests: mpsc::UnboundedSender<Outgoing>,
-    room: Arc<Semaphore>,
+    room: HashMap<Channel, Arc<Semaphore>>,
     frontend: Option<Frontend>,
     leaving: Notify,
     stage: Cell<Stage>,
@@ -193,7 +197,9 @@ async fn serve(
         seen: RefCell::default(),
         refused: Cell::new(0),
         requests,
-        room: Arc::new(Semaphore::new(REQUESTS_BYTES_MAX / UNIT_BYTES)),
+        room: [Channel::Shell, Channel::Control, Channel::Stdin]
+            .map(|channel| (channel, Arc::new(Semaphore::new(UNITS_MAX))))
+            .into(),
         frontend,
         leaving: Notify::new(),
         stage: Cell::new(Stage::Serving),
@@ -332,15 +338,20 @@ impl Shared {
         tokio::time::sleep(LINGER).await;
     }
 
-    async fn room_for(&self, message: &Message) -> OwnedSemaphorePermit {
-        let units =
-            (message.size_bytes() / UNIT_BYTES + 1).min(REQUESTS_BYTES_MAX / UNIT_BYTES) as u32;
+    /// Waits until there is room for a request.
+    async fn admit(&self, channel: Channel, message: Message) {
+        // At most UNITS_MAX, so it fits.
+        let units = (message.size_bytes() / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
+        let room = self.room[&channel].clone();
         // The semaphore is never closed.
-        self.room
-            .clone()
-            .acquire_many_owned(units)
-            .await
-            .expect("an open semaphore")
+        let Ok(share) = room.acquire_many_owned(units).await else {
+            return;
+        };
+        let _ = self.requests.send(Outgoing {
+            channel,
+            message,
+            share,
+        });
     }
 }
 

@@ -18,6 +18,7 @@ use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
 use super::state::{Asked, State};
+use super::waiting::{Outbox, Unstarted};
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
@@ -146,10 +147,8 @@ pub struct Core {
     pub(super) ids: Ids,
     next_seq: u64,
     effects: Vec<Effect>,
-    /// Requests of executions that the engine has not begun, and that no engine died of.
-    pub(super) unstarted: BTreeMap<ExecutionNumber, Message>,
-    /// For the engine once it is connected.
-    pub(super) outbox: Vec<(Channel, Message)>,
+    pub(super) unstarted: Unstarted,
+    pub(super) outbox: Outbox,
     /// Our own requests to the engine: what belongs to them goes to no frontend.
     pub(super) probes: HashSet<String>,
     /// Executions that were live at an adoption: the probe's end is theirs.
@@ -197,8 +196,8 @@ impl Core {
             ids: Ids::new(nonce),
             next_seq,
             effects: Vec::new(),
-            unstarted: BTreeMap::new(),
-            outbox: Vec::new(),
+            unstarted: Unstarted::default(),
+            outbox: Outbox::default(),
             probes: HashSet::new(),
             adopted: None,
             lookups: HashMap::new(),
@@ -417,6 +416,11 @@ impl Core {
         self.emit(Body::Note(note));
     }
 
+    /// Of requests that wait for an engine to be there.
+    pub fn waiting_bytes(&self) -> usize {
+        self.outbox.bytes()
+    }
+
     pub(super) fn next_seq(&self) -> u64 {
         self.next_seq
     }
@@ -427,7 +431,7 @@ impl Core {
         state: ExecutionState,
         reason: Option<String>,
     ) {
-        self.unstarted.remove(&n);
+        self.unstarted.remove(n);
         let msg_id = self
             .state
             .live

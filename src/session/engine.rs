@@ -55,7 +55,7 @@ impl Core {
     /// The engine's iopub reaches us: what it is asked from now on, we will see the outputs of.
     fn engine_is_heard(&mut self) {
         self.engine = Engine::Connected;
-        for (channel, message) in std::mem::take(&mut self.outbox) {
+        for (channel, message) in self.outbox.take() {
             self.effect(Effect::ToEngine(channel, message));
         }
     }
@@ -387,7 +387,7 @@ impl Core {
     fn nothing_was_begun(&self) -> bool {
         !self.state.live.is_empty()
             && self.state.live.iter().all(|(n, execution)| {
-                execution.state == ExecutionState::Queued && self.unstarted.contains_key(n)
+                execution.state == ExecutionState::Queued && self.unstarted.holds(*n)
             })
     }
 
@@ -401,7 +401,7 @@ impl Core {
             self.say_engine_is_new(first, why);
         }
         self.start_engine();
-        for message in std::mem::take(&mut self.unstarted).into_values() {
+        for message in self.unstarted.take() {
             self.ask_engine(Channel::Shell, message);
         }
     }

@@ -24,3 +24,4 @@ mod text;
 pub mod turn;
 pub mod usage;
 pub mod view;
+mod waiting;

@@ -113,7 +113,7 @@ impl Core {
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => None,
         };
         let engine_message = for_engine(&message);
-        self.unstarted.insert(n, engine_message.clone());
+        self.unstarted.hold(n, &engine_message);
         self.emit(Body::Request {
             channel: Channel::Shell,
             client,
@@ -211,7 +211,7 @@ impl Core {
         if self.engine == Engine::Connected {
             self.effect(Effect::ToEngine(channel, message));
         } else {
-            self.outbox.push((channel, message));
+            self.outbox.push(channel, message);
         }
     }
 

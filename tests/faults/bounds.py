@@ -1,13 +1,25 @@
-"""What must not grow: memory, descriptors, threads. Sizes are arguments: small in `make test`, full in `make faults`."""
+"""What must not grow: memory, the journal, descriptors, threads.
+
+Small sizes are tested in `make test`; `make bounds` plays the full ones and prints what it found:
+
+    make bounds                                       # 10 GB, 1,000 attachments
+    make bounds BOUNDS_ARGS="--megabytes 1000 --rounds 100"
+"""
 
 from __future__ import annotations
 
+import argparse
 import os
+import signal
+import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "e2e")]
 
 from disk import IOPUB, Disk, Record
 from sandbox import START_SECONDS, Launcher, Sandbox, wait_until
@@ -15,9 +27,6 @@ from wire import Client
 
 # Launcher and host together, beside a small multiple of the largest single message.
 MEMORY_BYTES_MAX = 64_000_000
-
-# What a launcher takes of requests that are not in the journal yet (`REQUESTS_BYTES_MAX`, src/launcher/mod.rs).
-REQUESTS_BYTES_MAX = 64 << 20
 
 # How often memory is looked at.
 SAMPLE_SECONDS = 0.02
@@ -33,16 +42,16 @@ def resident_bytes(pid: int) -> int:
 
 
 class Peak:
-    """The most memory that some processes had together, while the block ran."""
+    """The most that `measure` found while the block ran."""
 
-    def __init__(self, pids: list[int]):
-        self.pids, self.bytes = pids, 0
+    def __init__(self, measure: Callable[[], int], every: float = SAMPLE_SECONDS):
+        self.measure, self.every, self.most = measure, every, 0
         self._done = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
     def _look(self) -> None:
-        while not self._done.wait(SAMPLE_SECONDS):
-            self.bytes = max(self.bytes, sum(map(resident_bytes, self.pids)))
+        while not self._done.wait(self.every):
+            self.most = max(self.most, self.measure())
 
     def __enter__(self) -> Peak:
         self._thread.start()
@@ -53,13 +62,28 @@ class Peak:
         self._thread.join()
 
 
+def memory_of(*pids: int) -> Callable[[], int]:
+    return lambda: sum(map(resident_bytes, pids))
+
+
+def journal_bytes(sandbox: Sandbox) -> int:
+    """What the segments of all sessions take on the disk."""
+    total = 0
+    for path in sandbox.state.glob("*/journal/*"):
+        with suppress(OSError):
+            total += path.stat().st_blocks * 512
+    return total
+
+
 @dataclass
 class Flood:
     megabytes: int
     seconds: float
     peak_bytes: int
-    # Outputs that are in the journal (an engine drops what nobody takes in time, and that is another matter), and how
-    # many of them the readers got, each in order and none twice.
+    peak_journal_bytes: int
+    # Outputs that the cell said, that are in the journal at the end, and that the readers got (each in order, and none
+    # twice).
+    said: int
     kept: int
     fast: int
     slow: int
@@ -121,18 +145,27 @@ class Reader:
             os.close(self.pipe)
 
 
+# The engine's iopub drops nothing here: it waits for us, and the cell for it.
 FLOOD = """
+import threading
+import zmq
 from IPython.display import publish_display_data
+iopub = get_ipython().kernel.iopub_thread
+def soon(what):
+    done = threading.Event()
+    iopub.schedule(lambda: (what(), done.set()))
+    done.wait()
+soon(lambda: iopub.socket.setsockopt(zmq.XPUB_NODROP, 1))
 for n in range({count}):
     publish_display_data({{'text/plain': 'x' * {size}}}, metadata={{'n': n}})
+    if n % 20 == 0:
+        soon(lambda: None)
 print('printed {count}.')
 """
 
 
 def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
     """That much output, with one subscriber that reads it, one that reads slowly, and one that stands still."""
-    from signal import SIGCONT, SIGSTOP
-
     launcher = sandbox.launch()
     client = launcher.client()
     client.run("1")
@@ -141,9 +174,10 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
     readers = [Reader(launcher, 0.0), Reader(launcher, 0.01), Reader(launcher, 0.0)]
     fast, slow, stalled = readers
     try:
-        stalled.stop(SIGSTOP)
+        stalled.stop(signal.SIGSTOP)
         began = time.monotonic()
-        with Peak([launcher.pid, host]) as peak:
+        memory, disk = Peak(memory_of(launcher.pid, host)), Peak(lambda: journal_bytes(sandbox), every=0.2)
+        with memory, disk:
             running = client.send(
                 "shell", "execute_request", {"code": FLOOD.format(count=count, size=size), "silent": False}
             )
@@ -153,7 +187,7 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
                 client.pump(60)
             got_fast = fast.count()
         seconds = time.monotonic() - began
-        stalled.stop(SIGCONT)
+        stalled.stop(signal.SIGCONT)
         got_stalled, got_slow = stalled.count(), slow.count()
     finally:
         for reader in readers:
@@ -162,7 +196,7 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
     for path in sandbox.state.glob("*/journal"):
         for entry in Disk(path).look():
             kept += isinstance(entry, Record) and entry.kind == IOPUB and entry.header["msg_type"] == "display_data"
-    return Flood(megabytes, seconds, peak.bytes, kept, got_fast, got_slow, got_stalled)
+    return Flood(megabytes, seconds, memory.most, disk.most, count, kept, got_fast, got_slow, got_stalled)
 
 
 @dataclass
@@ -240,23 +274,35 @@ class Asked:
     answered: int
 
 
-def ask_a_busy_engine(sandbox: Sandbox, megabytes: int, size: int = 1_000_000) -> Asked:
-    """Questions of that many bytes to an engine that does not come to them, which it then answers."""
+def ask_a_busy_engine(sandbox: Sandbox, megabytes: int, stands_still: bool, size: int = 1_000_000) -> Asked:
+    """Questions of that many bytes to an engine that does not come to them, which it then answers: one that runs a cell
+    (ipykernel's sockets have threads of their own, so it takes them all), or one that was stopped, and takes nothing.
+    """
     launcher = sandbox.launch()
     client = launcher.client()
     client.run("1")
-    host = sandbox.session()["host_pid"]
+    session = sandbox.session()
     gate = sandbox.work / "gate"
-    running = client.execute(f"import os, time\nprint('in', flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)")
+    running = client.execute(
+        f"import os, time\nprint('in', flush=True)\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)"
+    )
     client.wait_text(running, "in\n")
-    with Peak([launcher.pid, host]) as peak:
+    if stands_still:
+        os.kill(session["engine_pid"], signal.SIGSTOP)
+    with Peak(memory_of(launcher.pid, session["host_pid"])) as peak:
         asked = []
         for _ in range(megabytes * 1_000_000 // size):
             asked.append(client.send("shell", "is_complete_request", {"code": "x" * size}))
             client.pump(0)
-        # All of it is in the journal, and so in the host, when what was asked last is.
-        last = client.send("shell", "kernel_info_request")
-        client.reply(last, seconds=120)
+        # Whatever waits on shell, this is answered.
+        client.reply(client.send("control", "kernel_info_request"), seconds=120)
+        if stands_still:
+            # No event tells that all has come that will.
+            time.sleep(3)
+            os.kill(session["engine_pid"], signal.SIGCONT)
+        else:
+            # All of it is in the journal, and so in the host, when what was asked last is.
+            client.reply(client.send("shell", "kernel_info_request"), seconds=120)
         gate.touch()
         client.reply(running, seconds=60)
         wanted = set(asked)
@@ -266,4 +312,29 @@ def ask_a_busy_engine(sandbox: Sandbox, megabytes: int, size: int = 1_000_000) -
             client.pump(0.5)
             answered |= {m.parent_id for m in client.messages if m.channel == "shell" and m.parent_id in wanted}
             client.messages.clear()
-    return Asked(megabytes, peak.bytes, len(wanted), len(answered))
+    return Asked(megabytes, peak.most, len(wanted), len(answered))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--megabytes", type=int, default=10_000, help="output of the flood")
+    parser.add_argument("--rounds", type=int, default=1_000, help="frontends that come, attach and go")
+    args = parser.parse_args()
+    # Large ones, since the slow reader takes its time for each.
+    size = max(50_000, args.megabytes * 50)
+    for play in (
+        lambda sandbox: flood(sandbox, args.megabytes, size),
+        lambda sandbox: attach_and_leave(sandbox, args.rounds),
+        lambda sandbox: ask_a_busy_engine(sandbox, args.megabytes // 10, stands_still=False),
+        lambda sandbox: ask_a_busy_engine(sandbox, args.megabytes // 10, stands_still=True),
+    ):
+        sandbox = Sandbox()
+        try:
+            print(play(sandbox), flush=True)
+        finally:
+            left = sandbox.close()
+        assert not left, left
+
+
+if __name__ == "__main__":
+    main()
