@@ -411,6 +411,16 @@ impl SessionDir {
     pub fn root(&self) -> &Path {
         &self.root
     }
+    /// Has the operating system write to the disk what the journal's records would be of no use without: what session
+    /// they are of, and that its folder is there. (The journal itself is synced by who writes it.)
+    pub fn sync(&self) -> std::io::Result<()> {
+        fs::File::open(self.session_json())?.sync_all()?;
+        let folders = [Some(self.root.as_path()), self.root.parent()];
+        for folder in folders.into_iter().flatten() {
+            fs::File::open(folder)?.sync_all()?;
+        }
+        Ok(())
+    }
     /// Static facts, written at creation.
     pub fn session_json(&self) -> PathBuf {
         self.root.join("session.json")

@@ -229,6 +229,11 @@ pub(super) async fn run(
         },
     };
     let (writer, recovered) = Writer::open(&session.dir.journal(), options)?;
+    if options.sync
+        && let Err(error) = session.dir.sync()
+    {
+        tracing::warn!(%error, "the session's folder may not outlive a power cut");
+    }
     let mut state = recovered
         .checkpoint
         .as_ref()
