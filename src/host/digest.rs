@@ -3,8 +3,8 @@
 //!
 //! A thread of its own reads the journal as every reader does. Of each live execution it holds the compacted outputs;
 //! when it comes to the note of an attachment it makes the replay for the cursor that asks for it. When a large
-//! execution is over, what it came to goes into a file ([`crate::journal::digest`]), and the memory is free. It is
-//! woken for an attachment, and when so much has come that it would soon be in the files only: a small execution does
+//! execution is over, what it came to goes into a file ([`crate::journal::digest`]), and the memory is free; who comes
+//! before the file is there gets it from memory. It is woken for an attachment, and when so much has come that it would soon be in the files only: a small execution does
 //! not cost its waking.
 //!
 //! Invariants: a replay is what reading the records up to the attachment's would give (also where it is not at hand:
@@ -14,7 +14,7 @@ use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -76,6 +76,8 @@ struct Shared {
     /// Up to this record the thread has come.
     done: watch::Receiver<u64>,
     ready: Mutex<VecDeque<Ready>>,
+    /// Of executions that are over, and whose files are not written yet.
+    over: Mutex<HashMap<ExecutionNumber, Sum>>,
 }
 
 enum Wake {
@@ -83,6 +85,13 @@ enum Wake {
     /// In [`LARGE_DELAY`].
     Later,
     End,
+}
+
+/// What an execution that is over comes to, up to a record.
+#[derive(Clone)]
+struct Sum {
+    until_seq: u64,
+    outputs: Outputs,
 }
 
 /// The replay of the attachment that the record `seq` is.
@@ -105,6 +114,7 @@ impl Digester {
             woken: AtomicBool::new(false),
             done: told,
             ready: Mutex::default(),
+            over: Mutex::default(),
         });
         let worker = Worker {
             shared: shared.clone(),
@@ -190,11 +200,11 @@ impl Digests {
         let own = replay.session.is_empty();
         let _pin = own.then(|| shared.tail.pin(replay.first_seq));
         let made = tokio::task::spawn_blocking(move || shared.read(&replay)).await;
-        Arc::new(match made {
+        match made {
             Ok(Ok(outputs)) => outputs,
-            Ok(Err(error)) => vec![unreadable(&error)],
-            Err(error) => vec![unreadable(&error)],
-        })
+            Ok(Err(error)) => Arc::new(vec![unreadable(&error)]),
+            Err(error) => Arc::new(vec![unreadable(&error)]),
+        }
     }
 }
 
@@ -222,8 +232,25 @@ impl Shared {
         }
     }
 
+    fn over(&self) -> MutexGuard<'_, HashMap<ExecutionNumber, Sum>> {
+        self.over.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What an execution that is over came to, where that is known.
+    fn sum(&self, dir: &Path, replay: &Replay) -> Option<Sum> {
+        let in_memory = || self.over().get(&replay.n).cloned();
+        let in_memory = replay.session.is_empty().then(in_memory).flatten();
+        in_memory.or_else(|| {
+            let digest = digest::read(dir, replay.n)?;
+            Some(Sum {
+                until_seq: digest.until_seq,
+                outputs: Arc::new(typed(digest.messages)),
+            })
+        })
+    }
+
     /// From the files; blocks.
-    fn read(&self, replay: &Replay) -> io::Result<Vec<(String, Message)>> {
+    fn read(&self, replay: &Replay) -> io::Result<Outputs> {
         let (dir, session) = match replay.session.as_str() {
             "" => (self.dir.clone(), &self.session),
             other => (journal_of(&self.dir, other)?, &replay.session),
@@ -234,15 +261,14 @@ impl Shared {
                 let until = replay.until_seq.saturating_sub(1);
                 journal::Outputs::from_seq(&dir, replay.n, replay.first_seq, until)?
             }
-            Some(Extent { first, last_seq }) => match digest::read(&dir, replay.n) {
-                Some(digest) if digest.until_seq == last_seq => return Ok(typed(digest.messages)),
+            Some(Extent { first, last_seq }) => match self.sum(&dir, replay) {
+                Some(sum) if sum.until_seq == last_seq => return Ok(sum.outputs),
                 // Something came after the end: compacting what is compact and then the rest gives the same.
-                Some(digest) if digest.until_seq < last_seq => {
-                    let from = digest.until_seq + 1;
-                    typed(digest.messages)
-                        .iter()
-                        .for_each(|(msg_type, message)| gathered.push(msg_type, message));
-                    journal::Outputs::from_seq(&dir, replay.n, from, last_seq)?
+                Some(sum) if sum.until_seq < last_seq => {
+                    for (msg_type, message) in sum.outputs.iter() {
+                        gathered.push(msg_type, message);
+                    }
+                    journal::Outputs::from_seq(&dir, replay.n, sum.until_seq + 1, last_seq)?
                 }
                 Some(_) | None => {
                     let from = replay.first_seq;
@@ -263,11 +289,43 @@ impl Shared {
                 }
             }
         }
-        if let (Some(extent), true) = (replay.extent, replay.session.is_empty()) {
+        let outputs = Arc::new(gathered.outputs());
+        if let (Some(extent), true, true) = (
+            replay.extent,
+            replay.session.is_empty(),
+            gathered.is_large(),
+        ) {
             // Of an execution that an earlier host did not see through to its end, say.
-            gathered.keep(&dir, replay.n, extent.last_seq);
+            let sum = Sum {
+                until_seq: extent.last_seq,
+                outputs: outputs.clone(),
+            };
+            sum.write(&dir, replay.n);
         }
-        Ok(gathered.outputs())
+        Ok(outputs)
+    }
+
+    /// Puts into files what is in memory of executions that are over.
+    fn write_over(&self) {
+        loop {
+            // The lock is held neither while it is written nor while it is freed.
+            let next = self.over().iter().next().map(|(n, sum)| (*n, sum.clone()));
+            let Some((n, sum)) = next else { return };
+            sum.write(&self.dir, n);
+            self.over().remove(&n);
+        }
+    }
+}
+
+impl Sum {
+    fn write(&self, dir: &Path, n: ExecutionNumber) {
+        let digest = Digest {
+            until_seq: self.until_seq,
+            messages: self.outputs.iter().map(with_type).collect(),
+        };
+        if let Err(error) = digest::write(dir, n, &digest) {
+            tracing::warn!(%error, n, "the digest of an execution cannot be written; a replay will read its records");
+        }
     }
 }
 
@@ -309,6 +367,8 @@ impl Worker {
             };
             records.iter().for_each(|record| self.take(record));
             self.done.send_replace(self.source.seq());
+            // Nobody waits for that.
+            self.shared.write_over();
         }
     }
 
@@ -328,8 +388,13 @@ impl Worker {
                 }
             }
             Body::Note(Note::Execution { n, state, .. }) if state.is_final() => {
-                if let Some(gathered) = self.live.remove(n) {
-                    gathered.keep(&self.shared.dir, *n, record.seq);
+                let gathered = self.live.remove(n);
+                if let Some(gathered) = gathered.filter(Gathered::is_large) {
+                    let sum = Sum {
+                        until_seq: record.seq,
+                        outputs: Arc::new(gathered.outputs()),
+                    };
+                    self.shared.over().insert(*n, sum);
                 }
             }
             Body::Note(Note::Attach { n, session, .. }) if session.is_empty() => {
@@ -394,34 +459,24 @@ impl Gathered {
         input.into_iter().chain(replayed).collect()
     }
 
-    /// Writes the digest of an execution that is over, if it is worth it.
-    fn keep(&self, dir: &Path, n: ExecutionNumber, until_seq: u64) {
-        if self.outputs < KEPT_FROM_OUTPUTS && self.bytes < KEPT_FROM_BYTES {
-            return;
-        }
-        let messages = self.outputs().into_iter().map(with_type).collect();
-        let digest = Digest {
-            until_seq,
-            messages,
-        };
-        if let Err(error) = digest::write(dir, n, &digest) {
-            tracing::warn!(%error, n, "the digest of an execution cannot be written; a replay will read its records");
-        }
+    /// Whether a digest is worth its file.
+    fn is_large(&self) -> bool {
+        self.outputs >= KEPT_FROM_OUTPUTS || self.bytes >= KEPT_FROM_BYTES
     }
 }
 
 /// In a digest a message's header says its type, and nothing else that counts.
-fn with_type((msg_type, message): (String, Message)) -> Message {
+fn with_type((msg_type, message): &(String, Message)) -> Message {
     let fields = HeaderFields {
         msg_id: "digest",
-        msg_type: &msg_type,
+        msg_type,
         session_id: "",
         username: "",
         date: 0,
     };
     Message {
         header: fields.to_json(),
-        ..message
+        ..message.clone()
     }
 }
 

@@ -216,7 +216,7 @@ fn a_reader_that_lags_gets_the_same_from_the_files() {
     let made = block_on(digests.outputs(seq, &replay(1, seq, None)));
     assert!(digests.0.ready(seq).is_some());
     let read = digests.0.read(&replay(1, seq, None)).unwrap();
-    assert_eq!(*made, read);
+    assert_eq!(made, read);
     assert_eq!(shown(&made), journal.expected(1, seq));
 }
 
@@ -247,6 +247,26 @@ fn a_large_execution_leaves_a_digest_and_a_small_one_none() {
     assert_eq!(from_digest[0].1.content, from_records[0].1.content);
     // Reading it has made one again.
     assert_eq!(digest::read(journal.dir.path(), 1), Some(kept));
+}
+
+#[test]
+fn until_its_file_is_there_a_digest_is_had_from_memory() {
+    let mut journal = Journal::new();
+    let mut digester = journal.digester();
+    let until_seq = journal.append([request(1), print(1, "one\n"), state(1, ExecutionState::Ok)]);
+    digester.finish();
+    let shared = &digester.digests.0;
+    let sum = Sum {
+        until_seq,
+        outputs: Arc::new(vec![unreadable(&"not what the records say")]),
+    };
+    shared.over().insert(1, sum.clone());
+    let wanted = replay(1, u64::MAX, Some(journal.extent(1)));
+    assert_eq!(shared.read(&wanted).unwrap(), sum.outputs);
+    shared.write_over();
+    assert!(shared.over().is_empty());
+    let kept = digest::read(journal.dir.path(), 1).unwrap();
+    assert_eq!(shown(&typed(kept.messages)), shown(&sum.outputs));
 }
 
 #[test]
