@@ -16,6 +16,7 @@ pub mod keeper;
 pub mod kernelspec;
 pub mod launcher;
 pub mod link;
+pub mod logging;
 pub mod process;
 pub mod session;
 pub mod settings;

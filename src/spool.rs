@@ -19,7 +19,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use bytes::BufMut;
 use tokio::sync::Notify;
 
 /// The ring of a stream that may flood: what an engine writes within about 0.1 s, the time without a host. It takes
@@ -327,18 +326,6 @@ impl Spool {
         let length = length.min(self.memory.capacity - at);
         // SAFETY: within the mapping; written by this reader, which is borrowed, or by one that is dead.
         unsafe { std::slice::from_raw_parts(self.memory.byte(at), length) }
-    }
-
-    /// All that is not consumed, of a spool that is [`Spool::recoverable`].
-    pub fn unconsumed(&self) -> Vec<u8> {
-        let mut all = Vec::new();
-        let mut position = self.consumed();
-        while position < self.written() {
-            let bytes = self.bytes(position);
-            all.put_slice(bytes);
-            position += bytes.len() as u64;
-        }
-        all
     }
 
     /// Whether a message of so many bytes would fill the ring, so that its like is to be read past it.

@@ -5,6 +5,20 @@ use proptest::prelude::*;
 
 use super::*;
 
+impl Spool {
+    /// All that is not consumed, of a spool that is [`Spool::recoverable`].
+    fn unconsumed(&self) -> Vec<u8> {
+        let mut all = Vec::new();
+        let mut position = self.consumed();
+        while position < self.written() {
+            let bytes = self.bytes(position);
+            all.extend_from_slice(bytes);
+            position += bytes.len() as u64;
+        }
+        all
+    }
+}
+
 fn pair() -> (UnixStream, UnixStream) {
     let (near, far) = UnixStream::pair().unwrap();
     near.set_nonblocking(true).unwrap();

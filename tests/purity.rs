@@ -36,7 +36,7 @@ const IMPURE: [&str; 11] = [
 
 /// What each module may use: `cli -> launcher, host -> link, journal, session -> wire`, and the helpers beside them.
 /// A name with `::` allows that submodule only.
-const MAY_USE: [(&str, &[&str]); 17] = [
+const MAY_USE: [(&str, &[&str]); 18] = [
     ("wire", &[]),
     ("duration", &[]),
     ("process", &[]),
@@ -56,6 +56,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
         "link",
         &["wire", "journal::record", "journal::codec", "session"],
     ),
+    ("logging", &[]),
     (
         "keeper",
         &["journal::record", "process", "state_dir", "spool"],
@@ -74,6 +75,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "process",
             "state_dir",
             "config",
+            "logging",
             "duration",
             "kernelspec",
         ],
@@ -107,6 +109,7 @@ const MAY_USE: [(&str, &[&str]); 17] = [
             "process",
             "state_dir",
             "config",
+            "logging",
             "duration",
             "kernelspec",
             "transport",

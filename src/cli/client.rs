@@ -23,21 +23,6 @@ use crate::wire::{Channel, Message};
 /// How often a progress display moves on a terminal.
 const TICK: Duration = Duration::from_millis(120);
 
-/// Messages of the process go to stderr, as far as `filter` lets them.
-pub(super) fn log_to_stderr(filter: &str) {
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    // Fails only where there is a subscriber already.
-    let _ = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        // It would say so on stderr, which is where it could not write, and panic when it cannot: a full disk must not
-        // take a thread along.
-        .log_internal_errors(false)
-        .with_ansi(false)
-        .with_env_filter(filter)
-        .try_init();
-}
-
 /// Runs a command's conversation with a host, on this thread.
 pub(super) fn block_on<T>(
     conversation: impl Future<Output = anyhow::Result<T>>,

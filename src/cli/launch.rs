@@ -29,7 +29,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
     let settings = Config::load(&args.settings)?;
-    super::client::log_to_stderr(&settings.config.log);
+    crate::logging::to_stderr(&settings.config.log);
     let file = launcher::read_connection_file(&args.connection_file)?;
     let named = args
         .session

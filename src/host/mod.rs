@@ -51,14 +51,7 @@ pub fn main(args: &[OsString]) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        // It would say so on stderr, which is where it could not write, and panic when it cannot: a full disk must not
-        // take a thread along.
-        .log_internal_errors(false)
-        .with_ansi(false)
-        .with_env_filter(log_filter(&args))
-        .init();
+    crate::logging::to_stderr(&log_filter(&args));
     match run(args) {
         Ok(code) => code,
         Err(error) => {
@@ -69,14 +62,11 @@ pub fn main(args: &[OsString]) -> ExitCode {
 }
 
 /// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
-fn log_filter(args: &HostArgs) -> tracing_subscriber::EnvFilter {
+fn log_filter(args: &HostArgs) -> String {
     let flags = Session::open(&args.dirs.session_dir)
         .map(|session| Flags::from_pairs(&session.json.settings))
         .unwrap_or_default();
-    Config::load_for_host(&flags)
-        .ok()
-        .and_then(|loaded| tracing_subscriber::EnvFilter::try_new(loaded.config.log).ok())
-        .unwrap_or_else(|| tracing_subscriber::EnvFilter::new("info"))
+    Config::load_for_host(&flags).map_or_else(|_| "info".to_owned(), |loaded| loaded.config.log)
 }
 
 fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
