@@ -139,6 +139,14 @@ pub const SETTINGS: &[Setting] = &[
     )
     .of_session(),
     setting(
+        "subshell_timeout",
+        "subshell-timeout",
+        "1h",
+        Form::DurationOrNone,
+        "Delete an idle subshell when the frontends that use it have been gone for this long",
+    )
+    .of_session(),
+    setting(
         "max_lifetime",
         "max-lifetime",
         "24h",
@@ -295,6 +303,7 @@ pub struct Config {
     pub idle_timeout: Option<Duration>,
     pub idle_timeout_detached: Option<Duration>,
     pub input_timeout: Option<Duration>,
+    pub subshell_timeout: Option<Duration>,
     pub max_lifetime: Option<Duration>,
     pub max_lifetime_cap: Option<Duration>,
     pub cpu_budget: Option<Duration>,
@@ -338,6 +347,7 @@ impl Config {
             idle_timeout: limit("idle_timeout"),
             idle_timeout_detached: limit("idle_timeout_detached"),
             input_timeout: limit("input_timeout"),
+            subshell_timeout: limit("subshell_timeout"),
             max_lifetime: limit("max_lifetime"),
             max_lifetime_cap: limit("max_lifetime_cap"),
             cpu_budget: limit("cpu_budget"),

@@ -178,6 +178,7 @@ fn describe_note(note: &Note) -> Option<String> {
         | Note::Usage { .. }
         | Note::NotifyOf { .. }
         | Note::PredecessorTold { .. }
+        | Note::SubshellDeleted { .. }
         | Note::Compacted { .. }
         | Note::SessionStarted { .. }
         | Note::HostStarted { .. }

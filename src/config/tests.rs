@@ -47,6 +47,7 @@ fn defaults_are_those_of_the_list() {
             idle_timeout: hours(4),
             idle_timeout_detached: hours(1),
             input_timeout: hours(12),
+            subshell_timeout: hours(1),
             max_lifetime: hours(24),
             max_lifetime_cap: None,
             cpu_budget: None,

@@ -128,6 +128,12 @@ fn note() -> impl Strategy<Value = Note> {
             }
         }),
         any::<String>().prop_map(|session| Note::PredecessorTold { session }),
+        (any::<String>(), any::<String>()).prop_map(|(subshell_id, msg_id)| {
+            Note::SubshellDeleted {
+                subshell_id,
+                msg_id,
+            }
+        }),
         (any::<u64>(), any::<u64>(), any::<i64>(), any::<i64>()).prop_map(
             |(n, until, outputs, bytes)| Note::Compacted {
                 n,

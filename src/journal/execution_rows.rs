@@ -279,6 +279,7 @@ impl Rows {
             | Note::Health { .. }
             | Note::NotifyOf { .. }
             | Note::PredecessorTold { .. }
+            | Note::SubshellDeleted { .. }
             | Note::Unknown => {}
         }
         Ok(())

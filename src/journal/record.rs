@@ -363,6 +363,13 @@ pub enum Note {
         /// That session's id.
         session: String,
     },
+    /// A subshell of the engine's that nobody was there for any more was deleted.
+    SubshellDeleted {
+        /// Its id.
+        subshell_id: String,
+        /// Of the engine's reply.
+        msg_id: String,
+    },
     /// The session is over. Nothing follows.
     SessionEnded {
         /// Begins with a word of the contract: `stopped`, `shutdown`, `idle`, ...

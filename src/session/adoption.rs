@@ -231,11 +231,13 @@ impl Core {
         if replied {
             // Its replies come in order: one that comes now is to a request behind the probe, also where that has the
             // name of one before it (two sockets of a client may use the same msg_id).
-            let before = |asked: &Asked| asked.channel == Channel::Shell && !asked.has_subshell();
-            let (before, beside) = std::mem::take(&mut adoption.pending)
-                .into_iter()
-                .partition(before);
-            adoption.pending = beside;
+            let pending = std::mem::take(&mut adoption.pending);
+            let before =
+                |asked: &Asked| asked.channel == Channel::Shell && !self.has_subshell(asked);
+            let (before, beside) = pending.into_iter().partition(before);
+            if let Some(adoption) = &mut self.adopted {
+                adoption.pending = beside;
+            }
             self.lose_answers(before);
         }
         let Some(adoption) = &self.adopted else {
@@ -278,7 +280,7 @@ impl Core {
         };
         let asked = &execution.asked;
         let idle = execution.told == Told::Idle;
-        if asked.has_subshell() && !idle && execution.reply.is_none() {
+        if self.has_subshell(asked) && !idle && execution.reply.is_none() {
             // It runs beside the probe, maybe still.
             return;
         }

@@ -18,6 +18,7 @@ use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
 use super::state::{Asked, State};
+use super::subshells::Presence;
 use super::waiting::{Outbox, Unstarted};
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
@@ -155,6 +156,8 @@ pub struct Core {
     pub(super) adopted: Option<Adoption>,
     /// Whether all that the engine says arrives.
     pub(super) continuity: Continuity,
+    /// Whether those who use the engine's subshells are there.
+    pub(super) presence: Presence,
     pub(super) lookups: HashMap<u64, Lookup>,
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
@@ -200,6 +203,7 @@ impl Core {
             outbox: Outbox::default(),
             probes: HashSet::new(),
             adopted: None,
+            presence: Presence::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
             next_lookup: 0,
@@ -220,20 +224,24 @@ impl Core {
         self.compare_clocks(self.clocks);
         match event {
             Event::ClientAttached { client, kind, pid } => {
-                self.note(Note::ClientAttached { client, kind, pid })
+                self.note(Note::ClientAttached { client, kind, pid });
+                self.look_for_users();
             }
             Event::ClientDetached { client, why } => {
                 if self.state.clients.contains_key(&client) {
                     self.end_attachments_of(client);
                     self.note(Note::ClientDetached { client, why });
+                    self.frontends_left(client);
                 }
             }
+            Event::Frontends { client, identities } => self.on_frontends(client, identities),
             Event::Request {
                 client,
                 channel,
                 message,
                 again,
             } => {
+                let header = message.header.clone();
                 if again && self.state.has_seen(&Asked::new(client, channel, &message)) {
                     tracing::debug!("a request that was here before; ignored");
                 } else if again && self.may_have_been_taken() {
@@ -241,6 +249,7 @@ impl Core {
                 } else {
                     self.on_request(client, channel, message);
                 }
+                self.heard_from(&header);
             }
             Event::EngineStarted {
                 generation,
@@ -327,6 +336,7 @@ impl Core {
         self.take_over();
         self.resume_ending();
         self.resume_restart();
+        self.look_for_users();
         if self.state.generation == 0 {
             self.start_engine();
         }
@@ -502,6 +512,21 @@ impl Core {
             &bytes::Bytes::copy_from_slice(parent.as_bytes()),
             content,
         )
+    }
+
+    /// Asks the engine something. What it says to that, nobody is to hear. Gives the request's msg_id.
+    pub(super) fn ask_for_nobody(
+        &mut self,
+        channel: Channel,
+        msg_type: &str,
+        content: &Value,
+    ) -> String {
+        let request = self.message(msg_type, "{}", content);
+        let header = request.header().expect("of our own making");
+        let msg_id = header.msg_id.into_owned();
+        self.probes.insert(msg_id.clone());
+        self.ask_engine(channel, request);
+        msg_id
     }
 
     /// Publishes a message of our own; to all, or to one client's subscribers.

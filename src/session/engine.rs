@@ -178,6 +178,10 @@ impl Core {
             message,
         };
         self.emit_heard(heard, body);
+        if channel == Channel::Control {
+            // It may have created a subshell, or deleted one.
+            self.look_for_users();
+        }
         self.finish_if_done(n);
         self.idle_is_due();
     }
@@ -253,6 +257,9 @@ impl Core {
             if !matches!(self.engine, Engine::Stopping(_)) {
                 self.answer_restarts(Ok(()));
             }
+        }
+        if channel == Channel::Control {
+            self.on_subshell_deleted(probe, message);
         }
         let idle = msg_type == "status" && is_idle(&message.content);
         self.on_adoption_probe(probe, channel == Channel::Shell, idle);
@@ -366,6 +373,7 @@ impl Core {
             why: why.clone(),
         });
         self.probes.clear();
+        self.subshells_ended();
         self.adopted = None;
         match std::mem::replace(&mut self.engine, Engine::Absent { why: None }) {
             // The outbox holds what came since the restart was asked for: it is for the new one.

@@ -27,6 +27,13 @@ pub enum Event {
         /// In words.
         why: String,
     },
+    /// A launcher says which sockets of frontends are connected to it. Of a client that never does nothing is known.
+    Frontends {
+        /// Which launcher.
+        client: ClientId,
+        /// The identity of each socket.
+        identities: Vec<Vec<u8>>,
+    },
     /// A verified message of a frontend.
     Request {
         /// Who.

@@ -256,6 +256,7 @@ impl Lifetime {
             | Note::AttachEnded { .. }
             | Note::Checkpoint { .. }
             | Note::PredecessorTold { .. }
+            | Note::SubshellDeleted { .. }
             | Note::Compacted { .. }
             | Note::SessionEnded { .. }
             | Note::Unknown => {}

@@ -19,6 +19,7 @@ pub mod outputs;
 mod requests;
 mod retirement;
 pub mod state;
+pub mod subshells;
 mod telling;
 mod text;
 pub mod turn;

@@ -112,7 +112,7 @@ impl Core {
             Engine::Absent { why } => Some(why.clone()),
             Engine::Starting | Engine::Probing | Engine::Connected | Engine::Stopping(_) => None,
         };
-        let engine_message = for_engine(&message);
+        let engine_message = self.for_engine(&message);
         self.unstarted.hold(n, &engine_message);
         self.emit(Body::Request {
             channel: Channel::Shell,
@@ -181,11 +181,7 @@ impl Core {
     /// As the engine wants to be interrupted, with nobody to hear of it.
     pub(super) fn interrupt_by_any_means(&mut self) {
         if self.facts.interrupt_by_message {
-            let request = self.message("interrupt_request", "{}", &json!({}));
-            // Nobody knows of it, so nobody is to hear what the engine says to it.
-            self.probes
-                .extend(request.header().map(|header| header.msg_id.into_owned()));
-            self.ask_engine(Channel::Control, request);
+            self.ask_for_nobody(Channel::Control, "interrupt_request", &json!({}));
         } else {
             self.interrupt_engine();
         }
@@ -202,7 +198,7 @@ impl Core {
             }
             return;
         }
-        let engine_message = for_engine(&message);
+        let engine_message = self.for_engine(&message);
         self.wait(client, channel, message);
         self.ask_engine(channel, engine_message);
     }
@@ -366,7 +362,7 @@ impl Core {
             tracing::debug!("an input_reply to an earlier question");
             return;
         }
-        let engine_message = for_engine(&message);
+        let engine_message = self.for_engine(&message);
         self.emit(Body::Request {
             channel: Channel::Stdin,
             client,
@@ -580,13 +576,5 @@ impl Core {
             let answer = answer.clone();
             self.effect(Effect::Reply { id, client, answer });
         }
-    }
-}
-
-/// The message as it goes to the engine: the frontend socket's identities mean nothing there.
-fn for_engine(message: &Message) -> Message {
-    Message {
-        identities: Vec::new(),
-        ..message.clone()
     }
 }

@@ -145,7 +145,12 @@ impl Core {
         if self.state.ended.is_some() {
             return None;
         }
-        let own = [self.continuity.due(), self.idle_due, self.journal_retry];
+        let own = [
+            self.continuity.due(),
+            self.idle_due,
+            self.journal_retry,
+            self.subshell_due(),
+        ];
         let own = own
             .into_iter()
             .flatten()
@@ -174,6 +179,7 @@ impl Core {
     pub(super) fn on_tick(&mut self, now: Now) {
         self.retry_journal();
         self.ask_for_idle();
+        self.delete_subshells();
         if self.retiring.is_some() {
             return;
         }

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::continuity::Said;
 use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
+use super::subshells::Subshells;
 use crate::journal::record::{
     Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note, Record,
 };
@@ -98,6 +99,9 @@ pub struct State {
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
+    /// The engine's subshells.
+    #[serde(default)]
+    pub subshells: Subshells,
     /// When it is to end by itself, and whether it has begun to.
     #[serde(default)]
     pub lifetime: Lifetime,
@@ -337,6 +341,8 @@ impl State {
         let msg_id = header.msg_id.clone().into_owned();
         let asked = Asked::new(client, channel, message);
         self.saw(&asked);
+        self.subshells
+            .apply_request(&asked, &header, &message.content);
         if channel == Channel::Stdin {
             if header.msg_type == "input_reply" {
                 self.input = None;
@@ -470,6 +476,8 @@ impl State {
                     header: text(&message.parent_header),
                     ..Asked::new(client, channel, message)
                 };
+                self.subshells
+                    .apply_reply(&asked, &parent, &message.content);
                 let is_it = |other: &Asked| {
                     other.client == client
                         && other.channel == channel
@@ -554,6 +562,7 @@ impl State {
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
                 self.heard.clear();
+                self.subshells = Subshells::default();
                 self.info = None;
                 self.restarting = false;
             }
@@ -561,6 +570,7 @@ impl State {
             Note::EngineEnded { why, .. } => {
                 self.engine_end = Some(why.clone());
                 self.engine_pid = None;
+                self.subshells = Subshells::default();
                 self.input = None;
             }
             Note::ClientAttached { client, kind, pid } => {
@@ -615,6 +625,15 @@ impl State {
                 attachment.msg_id != *msg_id || attachment.asked.client != *client
             }),
             Note::PredecessorTold { .. } => self.predecessor_told = true,
+            Note::SubshellDeleted {
+                subshell_id,
+                msg_id,
+            } => {
+                self.subshells.apply_deleted(subshell_id);
+                if let Some(pid) = self.engine_pid {
+                    self.said.take(msg_id, pid, time);
+                }
+            }
             Note::SessionEnded { reason } => self.ended = Some(reason.clone()),
             Note::SessionStarted { .. } => self.lifetime.begin(time),
             Note::HostStarted { .. }
@@ -680,11 +699,6 @@ impl Asked {
     /// Whether the request is of this type.
     pub fn is_of_type(&self, msg_type: &str) -> bool {
         Header::read(self.header.as_bytes()).is_ok_and(|header| header.msg_type == msg_type)
-    }
-
-    /// Whether the request is for a subshell (JEP 91).
-    pub fn has_subshell(&self) -> bool {
-        Header::read(self.header.as_bytes()).is_ok_and(|header| header.subshell_id.is_some())
     }
 
     /// Tells this request from others: of which socket it came, its type and its msg_id.

@@ -286,6 +286,17 @@ pub fn with_session_id(header: &Bytes, session_id: &str) -> Bytes {
     out.into()
 }
 
+/// `header` without its subshell: for the main shell. What is no JSON object is given back as it is.
+pub fn for_main_shell(header: &Bytes) -> Bytes {
+    type Fields = serde_json::Map<String, serde_json::Value>;
+    let Ok(mut fields) = serde_json::from_slice::<Fields>(header) else {
+        return header.clone();
+    };
+    fields.insert("subshell_id".into(), serde_json::Value::Null);
+    // Display of a Value cannot fail: its keys are strings.
+    serde_json::Value::Object(fields).to_string().into()
+}
+
 /// The values of the top-level `session` fields of an object: one, in any sane header.
 struct SessionValues<'a>(Vec<&'a RawValue>);
 
@@ -399,6 +410,15 @@ mod tests {
     fn the_same_session_costs_no_copy() {
         let header = Bytes::from_static(br#"{"session": "s1"}"#);
         assert_eq!(with_session_id(&header, "s1").as_ptr(), header.as_ptr());
+    }
+
+    #[test]
+    fn a_header_for_the_main_shell_names_no_subshell() {
+        let header = Bytes::from_static(br#"{"msg_id": "a", "subshell_id": "s", "x": [1, {}]}"#);
+        let expected = r#"{"msg_id":"a","subshell_id":null,"x":[1,{}]}"#;
+        assert_eq!(for_main_shell(&header), expected);
+        let odd = Bytes::from_static(b"[1");
+        assert_eq!(for_main_shell(&odd), odd);
     }
 
     #[test]

@@ -202,6 +202,7 @@ fn config_shows_where_values_come_from() {
     idle_timeout 90m FARSIDE_IDLE_TIMEOUT End an idle session that has a frontend after this long
     idle_timeout_detached 1h default End an idle session that has no frontend after this long
     input_timeout 12h default End a session that waits for input() with no frontend after this long
+    subshell_timeout 1h default Delete an idle subshell when the frontends that use it have been gone for this long
     max_lifetime none [SANDBOX]/home/.config/farside/config.toml End a session this long after its start, busy or not
     max_lifetime_cap none default The longest lifetime that can be asked for, extensions included; the smallest one given counts
     cpu_budget none default End a session when its engine and all that it started have used this much CPU time
@@ -223,7 +224,7 @@ fn config_shows_where_values_come_from() {
     warning: FARSIDE_IDLE_TIMEUOT is set, but there is no such setting (did you mean `idle_timeout`?)
     ");
     assert_eq!(
-        sandbox.json(&["config", "--json"])[3],
+        sandbox.json(&["config", "--json"])[4],
         serde_json::json!({
             "key": "max_lifetime", "value": "none", "source": "[SANDBOX]/home/.config/farside/config.toml"
         })
@@ -233,7 +234,7 @@ fn config_shows_where_values_come_from() {
     exit 2
     --- stdout
     --- stderr
-    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, max_lifetime, max_lifetime_cap, cpu_budget, notices, retire_grace, before_retire, before_retire_code, before_retire_timeout, notify, notify_after, keep_records, keep_records_bytes, journal_bytes_max, durability, engine_start_timeout, engine_transport, log
+    error: [SANDBOX]/home/.config/farside/config.toml: no setting is called `max_life`; the settings are: idle_timeout, idle_timeout_detached, input_timeout, subshell_timeout, max_lifetime, max_lifetime_cap, cpu_budget, notices, retire_grace, before_retire, before_retire_code, before_retire_timeout, notify, notify_after, keep_records, keep_records_bytes, journal_bytes_max, durability, engine_start_timeout, engine_transport, log
     ");
     std::fs::write(&file, "max_lifetime = 24\n").unwrap();
     assert_snapshot!(sandbox.run(&["config"]).all(), @r"

@@ -7,4 +7,5 @@ mod requests;
 mod retirement;
 mod retirement_policy;
 mod simulation;
+mod subshells;
 mod takeover;

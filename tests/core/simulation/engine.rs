@@ -1,6 +1,6 @@
 //! The engine of a simulated session: what ipykernel does, one thing at a time.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use bytes::Bytes;
 use farside::session::event::Event;
@@ -64,7 +64,8 @@ impl Simulation {
             {
                 engine.interrupted = true;
             }
-            self.engine_answers(Channel::Control, &request, json!({ "status": "ok" }));
+            let answer = self.engine_controls(&request);
+            self.engine_answers(Channel::Control, &request, answer);
             self.engine_status(&request, "idle");
             return;
         }
@@ -103,7 +104,10 @@ impl Simulation {
                 let body = json!({ "status": "ok", "implementation": "ipython", "banner": "" });
                 self.engine_answers(Channel::Shell, &request, body);
             }
-            _ => self.engine_answers(Channel::Shell, &request, json!({ "status": "ok" })),
+            _ => {
+                let answer = self.engine_answer_beside(&request);
+                self.engine_answers(Channel::Shell, &request, answer);
+            }
         }
         self.engine_status(&request, "idle");
     }
@@ -304,6 +308,7 @@ impl Simulation {
                 shell: VecDeque::new(),
                 control: VecDeque::new(),
                 stdin: VecDeque::new(),
+                subshells: BTreeSet::new(),
                 sent: HashMap::new(),
                 running: None,
                 asks: false,
@@ -311,6 +316,7 @@ impl Simulation {
                 stopping: false,
                 dead: false,
             });
+            self.deleted_subshells.clear();
             self.event(Event::EngineStarted {
                 generation,
                 pid: 100 + generation,

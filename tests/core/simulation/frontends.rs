@@ -25,8 +25,12 @@ impl Simulation {
             number: 0,
             unacknowledged: Vec::new(),
             answered_questions: HashSet::new(),
+            tells: !self.rng.one_in(4),
+            connected: true,
+            last_there: self.now,
         });
         self.attached(client);
+        self.tells_of_its_socket(self.clients.len() - 1);
     }
 
     /// Somebody leaves for good; or a link breaks, and comes back soon, or too late, or never.
@@ -55,7 +59,8 @@ impl Simulation {
     }
 
     /// It counts as gone. (It may not know it, and come back.)
-    fn leaves(&mut self, at: usize) {
+    pub(super) fn leaves(&mut self, at: usize) {
+        self.was_there(at);
         self.clients[at].attached = false;
         self.clients[at].linked = false;
         self.detached(self.clients[at].frontend.client);
@@ -75,6 +80,7 @@ impl Simulation {
         if !self.core.state().clients.contains_key(&client) {
             self.attached(client);
         }
+        self.tells_of_its_socket(at);
         for (channel, message) in self.clients[at].unacknowledged.clone() {
             self.event(Event::Request {
                 client,
@@ -107,6 +113,7 @@ impl Simulation {
     }
 
     pub(super) fn send(&mut self, at: usize, channel: Channel, request: Message) {
+        self.says_something(at, &request);
         let client = self.clients[at].frontend.client;
         self.clients[at]
             .unacknowledged
@@ -136,7 +143,13 @@ impl Simulation {
         let client = &mut self.clients[at];
         client.number += 1;
         let msg_id = format!("c{at}-{}", client.number);
-        let mut request = message(msg_type, &msg_id, "theirs", &Bytes::new(), body);
+        let mut request = message(
+            msg_type,
+            &msg_id,
+            &format!("session {at}"),
+            &Bytes::new(),
+            body,
+        );
         request.identities = vec![Bytes::from(format!("socket {at}"))];
         request
     }
@@ -171,12 +184,7 @@ impl Simulation {
                 same.identities = vec![Bytes::from_static(b"another socket")];
                 self.send(at, Channel::Shell, same);
             }
-            19 => {
-                let mut request = self.request(at, "comm_info_request", json!({}));
-                let header = String::from_utf8(request.header.to_vec()).unwrap();
-                request.header = header.replacen('{', "{\"subshell_id\":\"s\",", 1).into();
-                self.send(at, Channel::Shell, request);
-            }
+            19 => self.asks_for_subshells(at),
             20 => {
                 let request = self.request(at, "comm_msg", json!({}));
                 self.send(at, Channel::Shell, request);

@@ -8,7 +8,7 @@ use farside::session::turn::{Todo, Turn};
 use farside::wire::{Channel, Message};
 
 use super::{Simulation, describe, gist};
-use crate::bench::recovered;
+use crate::bench::{id, recovered};
 
 impl Simulation {
     pub(super) fn event(&mut self, event: Event) {
@@ -18,6 +18,7 @@ impl Simulation {
         self.now += 1000;
         self.say(|| format!("-- {}", gist(&event)));
         let effects = self.core.handle(event, self.now);
+        self.check_deletions(&effects);
         self.turn.take(effects);
         if !self.holds && (self.calm || !self.rng.one_in(3)) {
             self.commit();
@@ -101,8 +102,9 @@ impl Simulation {
         }
         if let Body::Request { message, .. } = &record.body {
             self.recorded.insert(identity(message));
-            self.sendable.insert(message.header.clone());
+            self.sendable.insert(id(message));
         }
+        self.hears_of_subshell(&record);
         self.watch(&record);
         if !self.failing {
             self.persisted.push(record.clone());
@@ -116,12 +118,14 @@ impl Simulation {
             Effect::ToEngine(channel, message) => {
                 let farsides = matches!(
                     message.header().unwrap().msg_type.as_ref(),
-                    "kernel_info_request" | "interrupt_request"
+                    "kernel_info_request" | "interrupt_request" | "delete_subshell_request"
                 );
+                let asked = self.sendable.contains(&id(&message));
                 assert!(
-                    farsides || self.sendable.contains(&message.header),
+                    farsides || asked,
                     "to the engine before it is in the journal"
                 );
+                self.check_subshell_of(&message);
                 let Some(engine) = &mut self.engine else {
                     return;
                 };
@@ -225,6 +229,7 @@ impl Simulation {
             self.published.len() as u64 + 1,
         );
         self.watch.host_changed();
+        self.subshells_of_last_host();
         self.now += 1_000_000;
         let effects = self.core.open(self.hosts, self.now);
         self.turn.take(effects);
@@ -264,6 +269,6 @@ impl Simulation {
 }
 
 /// What tells a request from others: one socket's from the same of another.
-fn identity(request: &Message) -> (Bytes, Vec<Bytes>) {
+pub(super) fn identity(request: &Message) -> (Bytes, Vec<Bytes>) {
     (request.header.clone(), request.identities.clone())
 }

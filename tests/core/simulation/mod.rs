@@ -10,9 +10,10 @@ mod checks;
 mod engine;
 mod frontends;
 mod host;
+mod subshells;
 mod watch;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use bytes::Bytes;
@@ -90,7 +91,7 @@ impl Rng {
 /// Of a session that may retire within the simulated time, or may not; with hooks or without.
 fn random_facts(rng: &mut Rng) -> Facts {
     let by_message = rng.one_in(2);
-    let mut settings = BTreeMap::new();
+    let mut settings = BTreeMap::from([("subshell_timeout".to_owned(), "10m".to_owned())]);
     for (key, value) in [
         ("idle_timeout", "30m"),
         ("max_lifetime", "2h"),
@@ -118,6 +119,7 @@ struct Engine {
     shell: VecDeque<Message>,
     control: VecDeque<Message>,
     stdin: VecDeque<Message>,
+    subshells: BTreeSet<String>,
     /// What it has sent, on each socket in order.
     sent: HashMap<Channel, VecDeque<Message>>,
     running: Option<Message>,
@@ -136,6 +138,11 @@ struct Client {
     /// Requests whose acknowledgement has not come (it can be lost with link or host): they are sent again.
     unacknowledged: Vec<(Channel, Message)>,
     answered_questions: HashSet<String>,
+    /// It is of a farside that tells of its frontends' sockets; and whether its one is connected, as it told.
+    tells: bool,
+    connected: bool,
+    /// When that was so last.
+    last_there: u64,
 }
 
 struct Asked {
@@ -167,8 +174,8 @@ struct Simulation {
     failure_was_told: bool,
     /// The requests in the journal: header and identities.
     recorded: HashSet<(Bytes, Vec<Bytes>)>,
-    /// Headers of those: what may go to the engine.
-    sendable: HashSet<Bytes>,
+    /// The msg_ids of those: what may go to the engine.
+    sendable: HashSet<String>,
     engine: Option<Engine>,
     to_spawn: Option<u32>,
     queries: Vec<(u64, Query)>,
@@ -176,20 +183,30 @@ struct Simulation {
     asked: Vec<Asked>,
     asked_twice: HashSet<Bytes>,
     engine_messages: u64,
+    /// Subshells that frontends know of, and which of them have used each.
+    subshells: BTreeMap<String, BTreeSet<usize>>,
+    /// Those that farside has deleted, as its host knows.
+    deleted_subshells: BTreeSet<String>,
     over: bool,
     engine_died: bool,
     host_died: bool,
     hook_runs: bool,
     /// Time passes quickly: it is about the session's end.
     hasty: bool,
+    /// It is about subshells.
+    beside: bool,
     calm: bool,
 }
 
 impl Simulation {
     fn new(seed: u64, loud: bool) -> Self {
         let mut rng = Rng(seed);
-        let facts = random_facts(&mut rng);
+        let mut facts = random_facts(&mut rng);
         let hasty = rng.one_in(4);
+        let beside = rng.one_in(8);
+        if beside {
+            subshells::stays_for_them(&mut facts);
+        }
         Self {
             rng,
             loud,
@@ -215,11 +232,14 @@ impl Simulation {
             asked: Vec::new(),
             asked_twice: HashSet::new(),
             engine_messages: 0,
+            subshells: BTreeMap::new(),
+            deleted_subshells: BTreeSet::new(),
             over: false,
             engine_died: false,
             host_died: false,
             hook_runs: false,
             hasty,
+            beside,
             calm: false,
         }
     }
@@ -248,6 +268,7 @@ impl Simulation {
         self.check_statuses();
         self.check_attachments();
         self.check_ids();
+        self.check_subshells();
     }
 
     fn say(&self, what: impl FnOnce() -> String) {
@@ -259,6 +280,10 @@ impl Simulation {
     fn step(&mut self) {
         if self.hasty && self.rng.one_in(15) {
             self.time_passes();
+            return;
+        }
+        if self.beside && self.rng.one_in(2) {
+            self.something_about_subshells();
             return;
         }
         match self.rng.below(100) {
@@ -278,7 +303,8 @@ impl Simulation {
                     self.attach();
                 }
             }
-            92 => self.comes_or_goes(),
+            92 if self.rng.one_in(2) => self.comes_or_goes(),
+            92 => self.socket_comes_or_goes(),
             93 if self.rng.one_in(6) => self.engine_floods(),
             93..=95 => {
                 if let Some(at) = self.a_client() {

@@ -38,10 +38,12 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) fn asked(&mut self, client: ClientId, channel: Channel, request: &Message) {
         let header = request.header().expect("our own");
-        let name = format!("{} {}", header.msg_type, header.msg_id);
         self.asked_by.insert((client, header.msg_id.into_owned()));
-        self.asked
-            .insert((client, channel, request.identities[0].clone(), name));
+        self.asked.insert(named(client, channel, request));
+    }
+
+    pub(super) fn has_reply(&self, client: ClientId, channel: Channel, request: &Message) -> bool {
+        self.replied.contains(&named(client, channel, request))
     }
 
     pub(super) fn host_changed(&mut self) {
@@ -288,6 +290,16 @@ impl Simulation {
         let end = self.published[index..place].iter().position(is_end);
         self.check_attachment(client, n, &parent, end.map_or(place, |end| index + end));
     }
+}
+
+fn named(
+    client: ClientId,
+    channel: Channel,
+    request: &Message,
+) -> (ClientId, Channel, Bytes, String) {
+    let header = request.header().expect("our own");
+    let name = format!("{} {}", header.msg_type, header.msg_id);
+    (client, channel, request.identities[0].clone(), name)
 }
 
 /// What stands in a record for the subscribers and sockets of this client.
