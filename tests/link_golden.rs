@@ -1,15 +1,18 @@
 //! What each version of the link looks like on the wire, kept: a host of the build before serves today's launcher and
 //! CLI, and the other way round.
 //!
-//! `tests/golden/link-v1/` has what a launcher, a CLI command and a host of version 1 say, one file a direction. Today's
-//! code must read it, and (as long as it speaks version 1) write it, byte for byte.
+//! `tests/golden/link-v*/` has what a launcher, a CLI command and a host of that version say, one file a direction.
+//! Today's code must read it, and (as long as it speaks that version) write it, byte for byte.
 //! `FARSIDE_WRITE_GOLDEN=1 cargo test --test link_golden` writes the files of a new version.
 
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use farside::journal::record::{Body, Note, Record};
-use farside::link::{Frame, Hello, LinkReader, LinkWriter, Refusal, Resume, VERSION, Welcome};
+use farside::link::{
+    FRONTENDS_VERSION, Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, Resume,
+    VERSION, Welcome,
+};
 use farside::session::event::Command;
 use farside::session::view::Mirror;
 use farside::wire::{Channel, Message};
@@ -39,8 +42,8 @@ fn record(seq: u64, body: Body) -> Record {
     }
 }
 
-/// All that a client of version 1 says.
-fn client() -> Vec<Frame> {
+/// All that a client of this version says.
+fn client(version: u32) -> Vec<Frame> {
     let request = |part, seq| Frame::Record {
         part,
         record: Record {
@@ -57,7 +60,7 @@ fn client() -> Vec<Frame> {
         },
     };
     let hello = Hello {
-        version: 1,
+        version,
         client: CLIENT,
         kind: "launcher".into(),
         pid: 4711,
@@ -99,15 +102,19 @@ fn client() -> Vec<Frame> {
     let commands = (1..)
         .zip(commands)
         .map(|(id, command)| Frame::Command { id, command });
+    let frontends = (version >= FRONTENDS_VERSION).then(|| Frame::Frontends {
+        identities: vec![b"\x00ident".to_vec(), b"9f9f8e2c-page".to_vec()],
+    });
     [Frame::Hello(hello), Frame::Hello(back)]
         .into_iter()
+        .chain(frontends)
         .chain([request(0, 1), request(1, 2)])
         .chain(commands)
         .collect()
 }
 
-/// All that a host of version 1 says.
-fn host() -> Vec<Frame> {
+/// All that a host of this version says.
+fn host(version: u32) -> Vec<Frame> {
     let iopub = |client| Body::Iopub {
         client,
         execution: 3,
@@ -119,7 +126,7 @@ fn host() -> Vec<Frame> {
     };
     vec![
         Frame::Welcome(Welcome {
-            version: 1,
+            version,
             session: "k3x9a2bq".into(),
             name: "train".into(),
             session_id: "f9-db55".into(),
@@ -168,7 +175,7 @@ fn host() -> Vec<Frame> {
         },
         Frame::Refused(Refusal::Attached),
         Frame::Refused(Refusal::Ending),
-        Frame::Refused(Refusal::Version { host: 1 }),
+        Frame::Refused(Refusal::Version { host: version }),
     ]
 }
 
@@ -196,20 +203,21 @@ async fn decoded(bytes: &[u8]) -> Vec<Frame> {
 }
 
 #[tokio::test]
-async fn version_1_is_read_and_written_as_ever() {
-    for (name, frames) in [("client.bin", client()), ("host.bin", host())] {
-        let path = golden(1).join(name);
-        if std::env::var_os("FARSIDE_WRITE_GOLDEN").is_some() {
-            assert_eq!(VERSION, 1, "version 1 is written no more");
-            std::fs::create_dir_all(golden(1)).unwrap();
-            std::fs::write(&path, encoded(&frames).await).unwrap();
+async fn every_version_is_read_and_written_as_ever() {
+    for version in OLDEST_VERSION..=VERSION {
+        for (name, frames) in [("client.bin", client(version)), ("host.bin", host(version))] {
+            let path = golden(version).join(name);
+            if std::env::var_os("FARSIDE_WRITE_GOLDEN").is_some() && version == VERSION {
+                std::fs::create_dir_all(golden(version)).unwrap();
+                std::fs::write(&path, encoded(&frames).await).unwrap();
+            }
+            let kept = std::fs::read(&path).unwrap();
+            assert_eq!(decoded(&kept).await, frames, "{name} of {version}");
+            assert!(
+                encoded(&frames).await == kept,
+                "{name} of {version} is written otherwise"
+            );
         }
-        let kept = std::fs::read(&path).unwrap();
-        assert_eq!(decoded(&kept).await, frames, "{name}");
-        assert!(
-            encoded(&frames).await == kept,
-            "{name} is written otherwise"
-        );
     }
 }
 

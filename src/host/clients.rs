@@ -14,6 +14,7 @@ use crate::link::{
     Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, VERSION, Welcome,
 };
 use crate::process;
+use crate::session::event::Event;
 use crate::unix_stream::{ReadHalf, UnixStream, WriteHalf};
 
 /// How long a client may take to say who it is.
@@ -159,6 +160,9 @@ async fn read(
                     id,
                     command,
                 });
+            }
+            Ok(Some(Frame::Frontends { identities })) => {
+                inbox.send_now(Input::Event(Event::Frontends { client, identities }));
             }
             Ok(Some(other)) => {
                 tracing::warn!(?other, "a client sent what only a host sends; ignored")

@@ -1,11 +1,11 @@
 //! The five sockets that frontends connect to: accepting, verifying, routing replies back.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::Shared;
 use super::subscriber;
@@ -39,6 +39,7 @@ pub(super) struct Peers {
     /// Replies that came before the connection they are for, oldest first.
     early: VecDeque<(Instant, Channel, Bytes, Message)>,
     last_number: u64,
+    changed: watch::Sender<()>,
 }
 
 struct Peer {
@@ -227,7 +228,7 @@ impl Peers {
     /// Registers a connection. One with the identity of another takes its replies over, as a client that comes
     /// back expects.
     #[allow(clippy::type_complexity)]
-    fn join(
+    pub fn join(
         &mut self,
         channel: Channel,
         identity: Option<Bytes>,
@@ -264,10 +265,11 @@ impl Peers {
             waiting_bytes: waiting_bytes.clone(),
         };
         self.connections.insert((channel, identity.clone()), peer);
+        self.changed.send_replace(());
         (identity, number, receiver, waiting_bytes)
     }
 
-    fn leave(&mut self, channel: Channel, identity: &Bytes, number: u64) {
+    pub fn leave(&mut self, channel: Channel, identity: &Bytes, number: u64) {
         let key = (channel, identity.clone());
         if self
             .connections
@@ -275,7 +277,23 @@ impl Peers {
             .is_some_and(|peer| peer.number == number)
         {
             self.connections.remove(&key);
+            self.changed.send_replace(());
         }
+    }
+
+    /// The identities of those that are connected.
+    pub fn identities(&self) -> Vec<Vec<u8>> {
+        let identities: BTreeSet<&Bytes> = self
+            .connections
+            .keys()
+            .map(|(_, identity)| identity)
+            .collect();
+        identities.into_iter().map(|one| one.to_vec()).collect()
+    }
+
+    /// Tells when they have changed.
+    pub fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
     }
 
     /// Hands a reply to the connection it is for.
@@ -307,6 +325,7 @@ impl Peers {
                 "a frontend does not read its replies; closed"
             );
             self.connections.remove(&key);
+            self.changed.send_replace(());
             return;
         }
         peer.waiting_bytes.set(waiting + message.size_bytes());

@@ -5,9 +5,10 @@ use std::rc::Rc;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::presence::Presence;
 use super::reach::{self, ReachError, Stream};
 use crate::journal::record::{Body, ClientId, Record};
-use crate::link::{Frame, Hello, LinkError, Resume};
+use crate::link::{FRONTENDS_VERSION, Frame, Hello, LinkError, Resume};
 use crate::state_dir::Session;
 use crate::wire::{Channel, Message};
 
@@ -60,19 +61,21 @@ impl HostLink {
         }
     }
 
-    /// Runs until the session ends; `waiting` is asked first, `deliver` gets each reply.
+    /// Runs until the session ends; `waiting` is asked first, `deliver` gets each reply, the host hears of `presence`.
     pub async fn run(
         mut self,
         mut stream: Stream,
         waiting: Vec<Outgoing>,
         requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+        mut presence: Presence<'_>,
         mut deliver: impl FnMut(Channel, Message),
     ) -> LinkEnd {
         for request in waiting {
             self.push(request, &mut stream);
         }
         loop {
-            match self.serve(&mut stream, requests, &mut deliver).await {
+            let served = self.serve(&mut stream, requests, &mut presence, &mut deliver);
+            match served.await {
                 Ok(reason) => {
                     // Acknowledgements come before the last word: the others are in no journal.
                     let unsent = self.unacknowledged.into_iter().filter_map(unsent).collect();
@@ -106,8 +109,13 @@ impl HostLink {
         &mut self,
         stream: &mut Stream,
         requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+        presence: &mut Presence<'_>,
         deliver: &mut impl FnMut(Channel, Message),
     ) -> Result<String, LinkError> {
+        let tells = stream.welcome.version >= FRONTENDS_VERSION;
+        if tells {
+            stream.writer.push(&presence.tell());
+        }
         stream.writer.flush().await?;
         loop {
             tokio::select! {
@@ -118,6 +126,9 @@ impl HostLink {
                         self.push(more, stream);
                     }
                     stream.writer.flush().await?;
+                }
+                () = presence.has_changed(), if tells => {
+                    stream.writer.send(&presence.tell()).await?;
                 }
                 frame = stream.reader.next() => match frame? {
                     Some(Frame::Record { part, record }) => self.on_record(part, record, deliver),

@@ -10,6 +10,7 @@ pub mod choice;
 mod frontends;
 mod host_link;
 pub mod leaving;
+mod presence;
 pub mod reach;
 mod subscriber;
 mod succession;

@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use super::choice::{Wanted, choose};
 use super::host_link::{HostLink, LinkEnd, Outgoing};
 use super::leaving::Frontend;
+use super::presence::Presence;
 use super::reach::Stream;
 use super::{Shared, Stage, wants_restart};
 use crate::state_dir::Session;
@@ -57,7 +58,9 @@ pub(super) async fn serve(
     loop {
         let link = HostLink::new(Rc::new(session), shared.hello.clone(), &stream);
         let deliver = |channel, message| shared.on_reply(channel, message);
-        let (reason, unsent) = match link.run(stream, waiting, &mut requests, deliver).await {
+        let presence = Presence::new(&shared.peers);
+        let served = link.run(stream, waiting, &mut requests, presence, deliver);
+        let (reason, unsent) = match served.await {
             LinkEnd::Ended { reason, unsent } => (reason, unsent),
             LinkEnd::Lost(error) => {
                 tracing::error!(%error, "the session is out of reach");

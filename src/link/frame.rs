@@ -58,6 +58,12 @@ pub enum Frame {
         /// `{"ok": true}` or `{"ok": false, "error": "..."}`.
         answer: Value,
     },
+    /// Client, from [`super::FRONTENDS_VERSION`] on: the sockets of frontends that are connected to it, all of them;
+    /// whenever that has changed, and on a new stream.
+    Frontends {
+        /// The identity of each.
+        identities: Vec<Vec<u8>>,
+    },
     /// Host: the session has ended; the stream ends.
     Ended {
         /// Why.
@@ -103,6 +109,7 @@ impl Frame {
             Self::Command { .. } => 6,
             Self::Answer { .. } => 7,
             Self::Ended { .. } => 8,
+            Self::Frontends { .. } => 9,
         }
     }
 
@@ -123,6 +130,7 @@ impl Frame {
                 answer: answer.clone(),
             }),
             Self::Ended { reason } => json(reason),
+            Self::Frontends { identities } => json(identities),
         };
         push_frame(self.kind(), 0, vec![body], push);
     }
@@ -177,6 +185,9 @@ impl Frame {
             }
             8 => Self::Ended {
                 reason: parse(&bytes)?,
+            },
+            9 => Self::Frontends {
+                identities: parse(&bytes)?,
             },
             unknown => {
                 return Err(LinkError::Malformed(format!(

@@ -133,6 +133,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             answer: serde_json::json!({ "ok": false, "error": text }),
         }),
         text().prop_map(|reason| Frame::Ended { reason }),
+        vec(vec(any::<u8>(), 0..9), 0..4).prop_map(|identities| Frame::Frontends { identities }),
     ]
 }
 

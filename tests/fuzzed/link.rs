@@ -67,6 +67,7 @@ fn is_exact(frame: &Frame) -> bool {
         | Frame::Refused(_)
         | Frame::Ack { .. }
         | Frame::Command { .. }
+        | Frame::Frontends { .. }
         | Frame::Ended { .. } => true,
     }
 }
