@@ -410,6 +410,8 @@ impl Core {
         }
         self.start_engine();
         for message in self.unstarted.take() {
+            // Once more: its subshell may have gone with the engine.
+            let message = self.for_engine(&message);
             self.ask_engine(Channel::Shell, message);
         }
     }

@@ -562,7 +562,7 @@ impl State {
                 self.engine_start_time = *start_time;
                 self.engine_pid = Some(*pid);
                 self.heard.clear();
-                self.subshells = Subshells::default();
+                self.subshells.apply_engine_gone();
                 self.info = None;
                 self.restarting = false;
             }
@@ -570,7 +570,7 @@ impl State {
             Note::EngineEnded { why, .. } => {
                 self.engine_end = Some(why.clone());
                 self.engine_pid = None;
-                self.subshells = Subshells::default();
+                self.subshells.apply_engine_gone();
                 self.input = None;
             }
             Note::ClientAttached { client, kind, pid } => {

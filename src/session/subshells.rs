@@ -35,7 +35,7 @@ const USERS_MAX: usize = 64;
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Subshells {
     known: BTreeMap<String, Subshell>,
-    /// By farside, oldest first.
+    /// By farside, or gone with the engine that had them; oldest first.
     deleted: VecDeque<String>,
 }
 
@@ -58,7 +58,7 @@ impl Subshells {
         self.known.keys().map(String::as_str)
     }
 
-    /// Whether farside has deleted it.
+    /// Whether farside has deleted it, or its engine is gone.
     pub fn is_deleted(&self, id: &str) -> bool {
         self.deleted.iter().any(|deleted| deleted == id)
     }
@@ -123,6 +123,13 @@ impl Subshells {
         self.deleted.push_back(id.to_owned());
         if self.deleted.len() > DELETED_MAX {
             self.deleted.pop_front();
+        }
+    }
+
+    /// All of them are gone with the engine. Frontends may not have noticed, and go on to name them.
+    pub(super) fn apply_engine_gone(&mut self) {
+        for id in std::mem::take(&mut self.known).into_keys() {
+            self.apply_deleted(&id);
         }
     }
 }

@@ -351,9 +351,13 @@ fn an_engine_takes_its_subshells_along() {
     connected(&mut b, a, &[]);
     b.engine_dies();
     assert_eq!(b.core.state().subshells.ids().next(), None);
-    b.execute(a, "1");
+    // The page has not noticed.
+    let content = json!({ "code": "1" });
+    let run = request("page", 2, "execute_request", Some("s1"), content);
+    b.send(a, Channel::Shell, &run);
     b.engine_starts(2);
     let run = b.engine_begins();
+    assert_eq!(run.header().unwrap().subshell_id, None);
     b.engine_ends_ok(&run);
     b.wait(2 * TIMEOUT);
     assert!(b.to_engine.is_empty());
