@@ -37,7 +37,7 @@ export PYTHONDONTWRITEBYTECODE := 1
 unexport NO_COLOR
 unexport JUPYTER_PATH JUPYTER_CONFIG_PATH JPY_SESSION_NAME JPY_PARENT_PID FARSIDE_SESSION PYTHONPATH PYTHONHOME
 
-.PHONY: help demo test lint unit simulate fuzz e2e faults bounds bench venv node build release clean
+.PHONY: help demo test lint unit simulate fuzz e2e faults bounds bench venv node build release scripted clean
 
 help: ## this list
 	@grep -hE '^[a-z0-9]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9]+):.*## (.*)/  make \1\t\2/' | expand -t 16
@@ -71,15 +71,15 @@ e2e: build venv node ## the end-to-end tests, with real frontends and engines
 
 FAULTS ?= 500
 
-faults: release venv ## real processes killed, stopped and starved: FAULTS of it (`FARSIDE_SEED=17 make faults` throws the same dice again)
-	@FAULTS=$(FAULTS) FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/campaign.py --json $(TARGET)/faults.json $(FAULTS_ARGS)
+faults: release scripted venv ## real processes killed, stopped and starved: FAULTS of it (`FARSIDE_SEED=17 make faults` throws the same dice again)
+	@FAULTS=$(FAULTS) FARSIDE_BIN=$(TARGET)/release/farside FARSIDE_SCRIPTED=$(TARGET)/release/examples/scripted \
+	  $(VENV)/bin/python tests/faults/campaign.py --json $(TARGET)/faults.json $(FAULTS_ARGS)
 
 bounds: release venv ## memory, journal and descriptors through 10 GB of output and 1,000 attachments
 	@FARSIDE_BIN=$(TARGET)/release/farside $(VENV)/bin/python tests/faults/bounds.py $(BOUNDS_ARGS)
 
 # `make bench BENCH_ARGS="--quick --only latency"`; `BENCH_ARGS=--scaling` measures how cost grows instead.
-bench: release venv ## the limits to hold, paired with the bare engine; writes target/bench.json
-	$(CARGO) build --locked --release --example scripted
+bench: release scripted venv ## the limits to hold, paired with the bare engine; writes target/bench.json
 	@FARSIDE_BIN=$(TARGET)/release/farside FARSIDE_SCRIPTED=$(TARGET)/release/examples/scripted \
 	  $(VENV)/bin/python bench/bench.py --json $(TARGET)/bench.json $(BENCH_ARGS)
 
@@ -88,6 +88,9 @@ build:
 
 release:
 	$(CARGO) build --locked --release
+
+scripted:
+	$(CARGO) build --locked --release --example scripted
 
 venv: $(VENV)/.stamp ## the private Python environment target/venv
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import time
@@ -15,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests/e2e"))
 import zmq
 from processes import Watch
 from rows import Pairs, Row
-from sandbox import Launcher, Sandbox
+from sandbox import SCRIPTED, SCRIPTED_ARGV, Launcher, Sandbox
 from wire import DELIMITER, Client, dumps
 
 BARE, FARSIDE = "python3", "farside-python3"
@@ -23,7 +22,6 @@ BARE, FARSIDE = "python3", "farside-python3"
 BARE_SCRIPTED, FARSIDE_SCRIPTED = "scripted", "farside-scripted"
 TOUCHED_BYTES = 2_000_000_000
 MB = 1_000_000
-SCRIPTED = Path(os.environ.get("FARSIDE_SCRIPTED", "target/release/examples/scripted")).absolute()
 
 # Nothing here takes longer on a machine that is worth measuring on.
 LONGEST_SECONDS = 600.0
@@ -137,13 +135,7 @@ class Bed:
         self.tables: list[tuple[str, list[str], list[list[str]]]] = []
         self.sandbox = Sandbox()
         self.folders = {kernel: self.sandbox.ipython(f"ipython-{kernel}") for kernel in (BARE, FARSIDE)}
-        spec = {
-            "argv": [str(SCRIPTED), "engine", "{connection_file}"], "display_name": "Scripted", "language": "script",
-            "interrupt_mode": "message",
-        }
-        folder = self.sandbox.data / "kernels" / BARE_SCRIPTED
-        folder.mkdir(parents=True)
-        (folder / "kernel.json").write_text(json.dumps(spec))
+        self.sandbox.add_kernelspec(BARE_SCRIPTED, SCRIPTED_ARGV)
         for kernel in (BARE, FARSIDE, BARE_SCRIPTED, FARSIDE_SCRIPTED):
             self.sandbox.kernelspec(kernel)
 

@@ -36,6 +36,10 @@ END_SECONDS = 15.0
 
 FARSIDE = Path(os.environ.get("FARSIDE_BIN", "target/debug/farside")).absolute()
 
+# An engine without Python, as fast as what stands behind it (bench/scripted).
+SCRIPTED = Path(os.environ.get("FARSIDE_SCRIPTED", "target/release/examples/scripted")).absolute()
+SCRIPTED_ARGV = [str(SCRIPTED), "engine", "{connection_file}"]
+
 # To hold a test against the bare engine: FARSIDE_E2E_KERNEL=python3. What tests farside's own fails then.
 KERNEL = os.environ.get("FARSIDE_E2E_KERNEL", "farside-python3")
 
@@ -220,6 +224,7 @@ class Server:
         self.token = uuid.uuid4().hex
         self.log = sandbox.root / f"server-{len(sandbox.servers)}.log"
         app = ["-m", "jupyterlab"] if lab else ["-m", "jupyter_server"]
+        off = ["jupyter_lsp", "jupyter_server_terminals", *(() if lab else ("jupyterlab", "notebook_shim"))]
         # A terminal as stdin: without one, the server does not ask back at the first ^C.
         self.terminal, stdin = pty.openpty()
         with self.log.open("wb") as log:
@@ -228,7 +233,7 @@ class Server:
                     sys.executable, *app, "--no-browser", "--allow-root",
                     f"--ServerApp.ip={sandbox.address}", f"--ServerApp.port={sandbox.free_port()}",
                     f"--ServerApp.root_dir={sandbox.work}", f"--IdentityProvider.token={self.token}",
-                    f"--ServerApp.jpserver_extensions={{'jupyter_lsp': False, 'jupyter_server_terminals': False}}",
+                    f"--ServerApp.jpserver_extensions={dict.fromkeys(off, False)}",
                     *args,
                 ],
                 env=sandbox.env, cwd=sandbox.work, stdin=stdin, stdout=log, stderr=log, start_new_session=True,
@@ -281,6 +286,15 @@ class Server:
         self.sandbox.clients.append(client)
         return client
 
+    def channels(self, kernel_id: str, session_id: str, subprotocols: tuple[str, ...] = ()) -> Any:
+        """A kernel's websocket, bare."""
+        import websocket
+
+        return websocket.create_connection(
+            f"ws{self.url[4:]}/api/kernels/{kernel_id}/channels?session_id={session_id}",
+            header=[f"Authorization: token {self.token}"], subprotocols=list(subprotocols), timeout=START_SECONDS,
+        )
+
     def stop(self, signum: int, times: int = 1, seconds: float = 30.0) -> None:
         """`times` = 2 with SIGINT: ^C, the server asks back, ^C again."""
         for turn in range(times):
@@ -294,14 +308,9 @@ class WebSocketClient:
     """A kernel's websocket at a Jupyter Server, as a browser opens it."""
 
     def __init__(self, server: Server, kernel_id: str):
-        import websocket
-
         self.session_id = uuid.uuid4().hex
         self.messages: list[dict] = []
-        self.socket = websocket.create_connection(
-            f"ws{server.url[4:]}/api/kernels/{kernel_id}/channels?session_id={self.session_id}",
-            header=[f"Authorization: token {server.token}"], timeout=START_SECONDS,
-        )
+        self.socket = server.channels(kernel_id, self.session_id)
 
     def send(self, channel: str, msg_type: str, content: dict, metadata: dict | None = None) -> str:
         msg_id = uuid.uuid4().hex
@@ -435,6 +444,13 @@ class Sandbox:
             if path.exists():
                 return json.loads(path.read_text())
         raise AssertionError(f"no kernelspec {name}")
+
+    def add_kernelspec(self, name: str, argv: list[str], **more: Any) -> None:
+        """An engine of the test's own."""
+        folder = self.data / "kernels" / name
+        folder.mkdir(parents=True)
+        spec = {"argv": argv, "display_name": name, "language": "script", "interrupt_mode": "message", **more}
+        (folder / "kernel.json").write_text(json.dumps(spec))
 
     def free_port(self) -> int:
         """A port of this sandbox's address that nobody has and that was not given out before."""

@@ -2,6 +2,7 @@
 
     FAULTS=500 FARSIDE_SEED=17 make faults        that many faults, with these dice
     FAULTS_ARGS="--only 'disk full'" make faults  one kind
+    FAULTS_ARGS="--tiny 10000000" make faults     so many tiny messages instead, and one killed host
 
 Each round's dice are the seed and its number: `--from N` begins with round N. What a failed round left is kept.
 """
@@ -19,13 +20,20 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parent.parent / "e2e")]
 
+import clock
 import rounds
 from faults import FAULTS, Fault
 from rig import Rig, can_mount
 from rounds import Outcome
+from sandbox import Sandbox
+from served import ServedRig
+from tiny import tiny
 
 # A rig is renewed after so many rounds: its journal fills its file system, and ending it whole is a test too.
 ROUNDS_A_RIG = 20
+
+# Rigs whose frontend is a page at a Jupyter Server. Their rounds take some seconds longer.
+SERVED_SHARE = 0.3
 
 # Folders of failed rounds that are kept.
 KEPT_MAX = 8
@@ -34,7 +42,7 @@ KEPT_MAX = 8
 class Campaign:
     def __init__(self, seed: int, count: int, only: str | None = None, start: int = 0, quiet: bool = False):
         self.seed, self.count, self.only, self.start, self.quiet = seed, count, only, start, quiet
-        self.mounts = can_mount()
+        self.mounts, self.clocks = can_mount(), clock.can_be_set()
         self.outcomes: list[Outcome] = []
         self.kept: list[str] = []
         self.rig: Rig | None = None
@@ -43,6 +51,8 @@ class Campaign:
         """Whether nothing was lost and nothing went wrong."""
         if not self.mounts:
             self.say("no tmpfs can be mounted here (not root?): the disk is never full in this campaign")
+        if not self.clocks:
+            self.say("there is no cc here: no clock is set in this campaign")
         number, struck = self.start, 0
         try:
             while struck < self.count:
@@ -61,30 +71,34 @@ class Campaign:
 
     def _round(self, number: int) -> Outcome:
         rng = random.Random(f"{self.seed}/{number}")
-        tmpfs = self._wants_tmpfs(number)
-        faults = self._plan(rng, tmpfs)
+        offers = self._offers(number)
+        faults = self._plan(rng, offers)
         if self.rig is None:
-            self.rig = Rig(tmpfs)
+            self.rig = (ServedRig if "server" in offers else Rig)(offers)
         outcome = rounds.play(self.rig, number, rng, faults)
         worn = self.rig.is_full() or (number + 1) % ROUNDS_A_RIG == 0
         if outcome.problems or worn or not faults[0].combines:
             self._renew(outcome)
         return outcome
 
-    def _wants_tmpfs(self, number: int) -> bool:
-        parts = self.only.split("+") if self.only else []
-        needs = {one.needs for one in FAULTS if any(part in one.name for part in parts)}
-        if len(needs) == 1 and needs != {""}:
-            return self.mounts and needs == {"tmpfs"}
-        return self.mounts and random.Random(f"{self.seed}/rig/{number // ROUNDS_A_RIG}").random() < 0.5
+    def _offers(self, number: int) -> frozenset[str]:
+        """What the rig of this round can do."""
+        dice = random.Random(f"{self.seed}/rig/{number // ROUNDS_A_RIG}")
+        tmpfs, served = dice.random() < 0.5, dice.random() < SERVED_SHARE
+        if self.only is not None:
+            needed = [{one.needs for one in FAULTS if part in one.name} for part in self.only.split("+")]
+            served = {"server"} in needed
+            tmpfs = {"tmpfs"} in needed or (tmpfs and {"disk"} not in needed)
+        return frozenset(
+            ["tmpfs" if tmpfs and self.mounts else "disk"] + ["server"] * served + ["clock"] * self.clocks
+        )
 
-    def _plan(self, rng: random.Random, tmpfs: bool) -> list[Fault]:
+    def _plan(self, rng: random.Random, offers: frozenset[str]) -> list[Fault]:
         if self.only is None:
-            return rounds.plan(rng, tmpfs)
-        fits = ("", "tmpfs" if tmpfs else "disk")
+            return rounds.plan(rng, offers)
         # `a+b`: one of each, together.
         return [
-            rng.choice([one for one in FAULTS if part in one.name and one.needs in fits])
+            rng.choice([one for one in FAULTS if part in one.name and one.fits(offers)])
             for part in self.only.split("+")
         ]
 
@@ -159,14 +173,27 @@ def _row(name: str, times: int, outcomes: list[Outcome]) -> str:
     return f"| {name} | {times} | {' | '.join(map(str, sums))} | {failed} |"
 
 
+def play_tiny(messages: int, seed: int) -> int:
+    sandbox = Sandbox()
+    try:
+        done = tiny(sandbox, messages, random.Random(seed))
+    finally:
+        wrong = sandbox.close()
+    print(done, *(f"WRONG: {one}" for one in [*done.problems, *wrong]), sep="\n")
+    return 1 if done.problems or wrong else 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", type=int, default=int(os.environ.get("FAULTS", "500")))
     parser.add_argument("--seed", type=int, default=int(os.environ.get("FARSIDE_SEED", "0")) or time.time_ns() % 1_000_000)
     parser.add_argument("--only", help="faults whose name has this in it, alone")
     parser.add_argument("--from", dest="start", type=int, default=0, help="number of the first round")
+    parser.add_argument("--tiny", type=int, help="no campaign, but so many tiny messages (tiny.py)")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.tiny:
+        return play_tiny(args.tiny, args.seed)
     campaign = Campaign(args.seed, args.faults, args.only, args.start)
     campaign.say(f"seed {args.seed}: FARSIDE_SEED={args.seed} plays these rounds again")
     began = time.monotonic()

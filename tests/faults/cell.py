@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import zmq
-from wire import Client
+from wire import Client, Msg
 
 # Every output of the cell has its number in it, in these brackets; nothing else of a session does.
 TOKEN = re.compile(rb"\xc2\xab(\d+)\xc2\xbb|\\u00ab(\d+)\\u00bb")
@@ -93,6 +93,9 @@ class Sight:
 class Watcher(Client):
     """A frontend that counts what it gets for the requests it watches, and keeps no messages of those."""
 
+    # Whether what it was connected to has ended.
+    gone = False
+
     def __init__(self, *args: Any, **kw: Any):
         super().__init__(*args, **kw)
         self.sights: dict[str, Sight] = {}
@@ -110,21 +113,23 @@ class Watcher(Client):
     def _drain(self, channel: str, socket: zmq.Socket) -> None:
         for _ in range(TAKE_MAX):
             try:
-                message = self.parse(channel, socket.recv_multipart(zmq.NOBLOCK))
+                self.take(self.parse(channel, socket.recv_multipart(zmq.NOBLOCK)))
             except zmq.Again:
                 return
-            sight = self.sights.get(message.parent_id or "")
-            if sight is None:
-                self.messages.append(message)
-                continue
-            if channel != "iopub":
-                sight.replies.append(message.content)
-                continue
-            msg_id = message.header["msg_id"]
-            sight.ids[msg_id] = sight.ids.get(msg_id, 0) + 1
-            sight.idle |= message.state == "idle"
-            if message.type in ("stream", "display_data", "error"):
-                found = tokens(message.raw[3])
-                sight.tokens += found
-                if not found:
-                    sight.text += str(message.content)[:2000]
+
+    def take(self, message: Msg) -> None:
+        sight = self.sights.get(message.parent_id or "")
+        if sight is None:
+            self.messages.append(message)
+            return
+        if message.channel != "iopub":
+            sight.replies.append(message.content)
+            return
+        msg_id = message.header["msg_id"]
+        sight.ids[msg_id] = sight.ids.get(msg_id, 0) + 1
+        sight.idle |= message.state == "idle"
+        if message.type in ("stream", "display_data", "error"):
+            found = tokens(message.raw[3])
+            sight.tokens += found
+            if not found:
+                sight.text += str(message.content)[:2000]

@@ -97,9 +97,14 @@ class Disk:
             if record is None:
                 yield Missing(f"a record with a damaged payload before {start + at} of segment {number}")
                 continue
-            if record.seq != self.next_seq:
+            if record.seq < self.next_seq:
+                # Of a segment that was compacted, and whose host died before it had removed it.
+                continue
+            if record.seq > self.next_seq:
                 yield Missing(f"seqs {self.next_seq} to {record.seq - 1}")
             self.next_seq = record.seq + 1
+            if record.note.get("note") == "compacted":
+                self.next_seq = record.note["until"] + 1
             yield record
         return at
 

@@ -1,8 +1,5 @@
 """What is done to a session. A fault does its harm, and whatever can be mended (room on the disk, a stopped process)
 is mended by the time its function returns; what it killed stays dead.
-
-Not here: jumps of the wall clock. A process's clock cannot be set without setting everybody's (time namespaces have no
-wall clock), so those are the simulation's (tests/core/simulation).
 """
 
 from __future__ import annotations
@@ -21,12 +18,21 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+import clock
+from bounds import resident_bytes
 from cell import Watcher
 from rig import ROLES, Rig
 from sandbox import kill
+from served import ServedRig
 
 # From the death of a process to that of the next one that comes in its place.
 TWICE_SECONDS = (0.0, 0.02, 0.1, 0.4)
+
+# One message, and how much of it somebody must have for it to be under way. It takes some seconds in all.
+LARGE_BYTES, UNDER_WAY_BYTES, UNDER_WAY_SECONDS = 200_000_000, 20_000_000, 15.0
+
+# Between two settings of the clock.
+SET_SECONDS = (0.05, 0.5)
 
 # Longer than a launcher that lost its link may stay away, half the time.
 STOP_SECONDS = (0.2, 3.0)
@@ -41,10 +47,15 @@ class Fault(NamedTuple):
     name: str
     weight: float
     strike: Callable[[Rig, Strike], None]
-    # The state folder this needs: `tmpfs`, `disk`, or either.
+    # Of what a rig offers (`Rig.offers`).
     needs: str = ""
     # Where a second fault may come on top.
     combines: bool = True
+    # The cell prints a message of so many bytes, in the middle of which it strikes.
+    large: int = 0
+
+    def fits(self, offers: frozenset[str]) -> bool:
+        return not self.needs or self.needs in offers
 
 
 @dataclass
@@ -129,6 +140,55 @@ def stops(role: str) -> Callable[[Rig, Strike], None]:
             dice.stopped_host += seconds
 
     return strike
+
+
+def server_killed_as_it_starts(rig: Rig, dice: Strike) -> None:
+    """A server, and the one that comes in its place, at any moment of its first launcher's start."""
+    assert isinstance(rig, ServedRig)
+    _kill(rig, ("server",))
+    rig.start_server()
+    rig.open_notebook()
+    rig.pause(dice.rng.choice(TWICE_SECONDS))
+    _kill(rig, ("server",))
+
+
+# A large message.
+
+
+def in_large_message(strike: Callable[[Rig, Strike], None]) -> Callable[[Rig, Strike], None]:
+    """The same when the engine makes the message, the host has part of it, the journal, or the launcher."""
+
+    def struck(rig: Rig, dice: Strike) -> None:
+        pids, written = rig.pids(), rig.journal_bytes()
+        held = {role: resident_bytes(pid) for role, pid in pids.items()}
+        moment = dice.rng.choice(("made", "read", "written", "handed on"))
+        until = time.monotonic() + (dice.rng.uniform(0, 1) if moment == "made" else UNDER_WAY_SECONDS)
+
+        def is_under_way() -> bool:
+            if moment == "written":
+                return rig.journal_bytes() > written + UNDER_WAY_BYTES
+            role = {"read": "host", "handed on": "launcher"}.get(moment)
+            return role in pids and resident_bytes(pids[role]) > held[role] + UNDER_WAY_BYTES
+
+        # Its frontend reads on in a thread of libzmq's: nothing else delays the look.
+        while not is_under_way() and time.monotonic() < until:
+            time.sleep(0.001)
+        if moment != "made" and not is_under_way():
+            dice.said.append(f"the large message was never seen to be {moment}")
+        strike(rig, dice)
+
+    return struck
+
+
+# Time.
+
+
+def clock_set(rig: Rig, dice: Strike) -> None:
+    """Forward and back, by seconds and by weeks. No end comes by it, and none is moved."""
+    assert rig.clock is not None
+    for _ in range(dice.rng.choice((1, 1, 2, 3))):
+        rig.clock.set(dice.rng.choice([one for one in clock.SETTINGS if one != rig.clock.ahead]))
+        rig.pause(dice.rng.uniform(*SET_SECONDS))
 
 
 # Files.
@@ -261,7 +321,7 @@ def descriptors_exhausted(role: str) -> Callable[[Rig, Strike], None]:
 
 
 def subscriber_that_never_reads(rig: Rig, dice: Strike) -> None:
-    if rig.launcher is None or not rig.launcher.running():
+    if not rig.frontend_lives():
         return
     connection = rig.launcher.connection
     silent = socket.create_connection((connection["ip"], connection["iopub_port"]), timeout=10)
@@ -273,7 +333,7 @@ def subscriber_that_never_reads(rig: Rig, dice: Strike) -> None:
 
 def requests_flood(rig: Rig, dice: Strike) -> None:
     """As many questions as a frontend can send at once: answered by farside, by the engine, and by nobody."""
-    if rig.client is None or rig.launcher is None or not rig.launcher.running():
+    if not rig.frontend_lives():
         return
     for _ in range(1500):
         dice.flood[rig.client.send("shell", "kernel_info_request")] = 1
@@ -285,7 +345,7 @@ def requests_flood(rig: Rig, dice: Strike) -> None:
 
 
 def frontends_come_and_go(rig: Rig, dice: Strike) -> None:
-    if rig.launcher is None or not rig.launcher.running():
+    if not rig.frontend_lives():
         return
     for _ in range(dice.rng.randrange(3, 12)):
         passing = Watcher(rig.launcher.connection)
@@ -296,19 +356,38 @@ def frontends_come_and_go(rig: Rig, dice: Strike) -> None:
 
 def _combinations() -> list[Fault]:
     found = []
-    for size in range(1, len(ROLES) + 1):
+    for size in range(len(ROLES) + 1):
         for roles in itertools.combinations(ROLES, size):
             # The host's death is what a gap comes of, so it is looked at most.
             weight = 3.0 if roles == ("host",) else 1.0
-            found.append(Fault("kill -9 " + " + ".join(roles), weight, kills(roles)))
+            if roles:
+                found.append(Fault("kill -9 " + " + ".join(roles), weight, kills(roles)))
+            roles = ("server", *roles)
+            found.append(Fault("kill -9 " + " + ".join(roles), weight, kills(roles), needs="server"))
     for roles in (("host",), ("keeper",), ("host", "keeper"), ("engine",)):
         found.append(Fault("kill -9 " + " + ".join(roles) + ", twice", 1.0, kills_twice(roles)))
+    found.append(Fault("kill -9 server, twice", 3.0, server_killed_as_it_starts, needs="server"))
+    return found
+
+
+def _in_large_messages() -> list[Fault]:
+    """Each process alone, and those that only together lose what one of them has."""
+    found = []
+    for roles in (*((role,) for role in ROLES), ("host", "keeper"), ("server",), ("server", "host")):
+        name = "kill -9 " + " + ".join(roles) + " in a message of 200 MB"
+        needs = "server" if "server" in roles else ""
+        found.append(Fault(name, 0.5, in_large_message(kills(roles)), needs=needs, large=LARGE_BYTES))
+    full = in_large_message(disk_full)
+    found.append(Fault("disk full in a message of 200 MB", 0.5, full, needs="tmpfs", large=LARGE_BYTES))
     return found
 
 
 FAULTS = [
     *_combinations(),
+    *_in_large_messages(),
     *(Fault(f"SIGSTOP {role}, then SIGCONT", 1.0, stops(role)) for role in ROLES),
+    Fault("SIGSTOP server, then SIGCONT", 2.0, stops("server"), needs="server"),
+    Fault("clock set", 3.0, clock_set, needs="clock"),
     Fault("link's socket removed", 1.0, link_removed),
     Fault("folder of the sockets removed", 0.7, sockets_removed, combines=False),
     Fault("disk full (ENOSPC), and back", 3.0, disk_full, needs="tmpfs"),
@@ -323,4 +402,3 @@ FAULTS = [
     Fault("a frontend floods requests", 1.0, requests_flood),
     Fault("frontends come and go", 1.0, frontends_come_and_go),
 ]
-

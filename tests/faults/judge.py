@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 
 from cell import Sight, tokens
+from clock import Clock
 from disk import IOPUB, NOTE, REQUEST, Missing, Record
 
 # A copy that an attachment got of a record: `<request>_<seq>_<part>`.
@@ -16,15 +18,20 @@ COPY = re.compile(r"^[0-9a-f]{32}_(\d+)_\d+$")
 class Kept:
     """What the journal has of one execution."""
 
+    # The wall clock that its times are told in, where that can be set. Here all are the machine's.
+    clock: Clock | None = None
     n: int = 0
     # Numbers of outputs with their times, and `None` where a reader sees that something is missing, in order.
-    order: list[tuple[int, int] | None] = field(default_factory=list)
+    order: list[tuple[int, float] | None] = field(default_factory=list)
     # Times that gap notes speak of.
-    gaps: list[tuple[int, int]] = field(default_factory=list)
+    gaps: list[tuple[float, float]] = field(default_factory=list)
     ids: set[str] = field(default_factory=set)
     seqs: set[int] = field(default_factory=set)
     states: list[str] = field(default_factory=list)
     marks: list[str] = field(default_factory=list)
+    # Times that the clock never showed.
+    never: list[str] = field(default_factory=list)
+    _newest: float = 0.0
 
     def take(self, entry: Record | Missing, msg_id: str) -> None:
         if isinstance(entry, Missing):
@@ -32,11 +39,12 @@ class Kept:
             self.order.append(None)
             return
         self.seqs.add(entry.seq)
+        moment = self._moment(entry)
         if entry.kind == NOTE:
             note = entry.note
             if note.get("note") == "gap":
                 self.marks.append(note["why"])
-                self.gaps.append((note["from"], note["until"]))
+                self.gaps.append((min(self._moments(note["from"])), max(self._moments(note["until"]))))
             if note.get("note") == "execution" and note["msg_id"] == msg_id:
                 self.states.append(note["state"])
             return
@@ -45,7 +53,22 @@ class Kept:
         if entry.kind == REQUEST and header["msg_id"] == msg_id:
             self.n = entry.execution
         if entry.kind == IOPUB and entry.execution == self.n != 0 and header["msg_type"] in ("stream", "display_data"):
-            self.order += [(one, entry.time) for one in tokens(entry.content)]
+            self.order += [(one, moment) for one in tokens(entry.content)]
+
+    def _moments(self, shown: int) -> list[float]:
+        """When it can have been this time. One that never was says nothing of any other."""
+        if self.clock is None:
+            return [shown / 1e6]
+        return self.clock.moments(shown / 1e6) or [math.nan]
+
+    def _moment(self, record: Record) -> float:
+        """When it was made: the first moment of its time behind the record before it."""
+        moments = self._moments(record.time)
+        if math.isnan(moments[0]):
+            self.never.append(f"record {record.seq} has the time {record.time / 1e6:.3f}, which no clock has shown")
+            return self._newest
+        self._newest = next((one for one in moments if one >= self._newest), moments[-1])
+        return self._newest
 
     @property
     def last(self) -> int:
@@ -62,9 +85,9 @@ class Kept:
         there were, where that is known; else those up to the last one count."""
         said: list[range] = []
         silent: list[range] = []
-        last, since, marked = -1, 0, False
+        last, since, marked = -1, 0.0, False
 
-        def look(until: int, until_time: int) -> None:
+        def look(until: int, until_time: float) -> None:
             if until > last + 1:
                 is_said = marked or any(a <= until_time and b >= since for a, b in self.gaps)
                 (said if is_said else silent).append(range(last + 1, until))
@@ -78,7 +101,7 @@ class Kept:
             if number > last:
                 last, since, marked = number, time, False
         if printed is not None:
-            look(printed, 1 << 63)
+            look(printed, math.inf)
         return said, silent
 
     def disorder(self) -> list[str]:

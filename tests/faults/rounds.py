@@ -5,17 +5,20 @@ from __future__ import annotations
 import random
 import time
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from cell import Cell, Sight
+from clock import Clock
 from faults import FAULTS, Fault, Strike
 from judge import Kept, seen_wrongly, unkept
-from rig import ROLES, SETTLE_SECONDS, Rig
-from sandbox import START_SECONDS, alive
+from rig import IDLE_SECONDS, SETTLE_SECONDS, Rig
+from sandbox import START_SECONDS, Lost, alive
 
 # How often a second and a third fault come on top of the first.
 MORE = (0.35, 0.2)
 
-# One message of 200 MB takes its time; most rounds have none, and most of those a smaller one.
+# A large message takes its time; most rounds have none, and most of those a smaller one than the faults that come in
+# the middle of one.
 LARGE_SHARE, LARGE_BYTES = 0.05, (20_000_000, 20_000_000, 100_000_000)
 
 # Between the cell's first output and the fault, and between the last repair and the cell's end.
@@ -27,8 +30,8 @@ HEARD_BYTES = 20_000
 # A loss that is not told of by then never is.
 TOLD_SECONDS = 15.0
 
-# A launcher that takes longer to be ready is remarked upon; nothing fails of it, for the machine may be busy.
-SLOW_SECONDS = 6.0
+# Of a round that takes longer it is said what took so long; nothing fails of it, for the machine may be busy.
+SLOW_SECONDS = 10.0
 
 
 @dataclass
@@ -50,13 +53,13 @@ class Outcome:
     remarks: list[str] = field(default_factory=list)
 
 
-def plan(rng: random.Random, tmpfs: bool) -> list[Fault]:
+def plan(rng: random.Random, offers: frozenset[str]) -> list[Fault]:
     """The faults of one round. The same dice give the same faults."""
-    fitting = [one for one in FAULTS if one.needs in ("", "tmpfs" if tmpfs else "disk")]
+    fitting = [one for one in FAULTS if one.fits(offers)]
     faults = rng.choices(fitting, [one.weight for one in fitting])
     for share in MORE:
         if rng.random() < share and faults[0].combines:
-            more = [one for one in fitting if one.combines]
+            more = [one for one in fitting if one.combines and not one.large]
             faults += rng.choices(more, [one.weight for one in more])
     return faults
 
@@ -66,6 +69,8 @@ def play(rig: Rig, number: int, rng: random.Random, faults: list[Fault]) -> Outc
     outcome = Outcome(number, [one.name for one in faults])
     began = time.monotonic()
     dice = Strike(rng)
+    if rig.clock is not None:
+        rig.clock.begin()
     played = _Round(rig, outcome, dice)
     try:
         played.play(faults)
@@ -85,7 +90,7 @@ def play(rig: Rig, number: int, rng: random.Random, faults: list[Fault]) -> Outc
 class _Round:
     def __init__(self, rig: Rig, outcome: Outcome, dice: Strike):
         self.rig, self.outcome, self.dice = rig, outcome, dice
-        self.kept = Kept()
+        self.kept = Kept(rig.clock)
         # How long each part of the round took.
         self.phases: dict[str, float] = {}
         self._since = time.monotonic()
@@ -102,7 +107,8 @@ class _Round:
         self.disk = rig.disk
         for _ in self.disk.look():
             pass
-        large = rng.choice(LARGE_BYTES) if rng.random() < LARGE_SHARE else 0
+        large = max(one.large for one in faults)
+        large = large or (rng.choice(LARGE_BYTES) if rng.random() < LARGE_SHARE else 0)
         cell = Cell(rig.sandbox.work, f"cell-{self.outcome.number}", rng, large=large)
         msg_id = rig.client.execute(cell.code)
         sight = rig.client.watch(msg_id)
@@ -112,9 +118,10 @@ class _Round:
         for fault in faults:
             fault.strike(rig, self.dice)
         self._phase("faults")
-        launcher_died = not alive(before["launcher"])
+        # A launcher whose server was killed may not have ended yet.
+        frontend_died = not rig.frontend_lives()
         watched = self._go_on(msg_id, sight, cell, before)
-        self._judge(msg_id, watched, cell, engine_died=not alive(before["engine"]), launcher_died=launcher_died)
+        self._judge(msg_id, watched, cell, engine_died=not alive(before["engine"]), frontend_died=frontend_died)
         self._phase("judging")
         self._afterwards()
         self._phase("afterwards")
@@ -127,7 +134,7 @@ class _Round:
         connecting = time.monotonic()
         is_new = rig.connect()
         took = time.monotonic() - connecting
-        if took > SLOW_SECONDS:
+        if took > rig.slow_seconds:
             self.outcome.remarks.append(f"the next launcher was ready after {took:.1f} s")
             self.outcome.remarks.append(rig.sandbox.logs()[-3000:])
         if is_new:
@@ -140,11 +147,16 @@ class _Round:
             watched.append((rig.client.watch(attach), True))
         if alive(before["engine"]) and not dice.deleted:
             # And somebody hears it: what it says between two hosts is another matter, and has been tried by now.
-            size = rig.journal_bytes()
-            rig.wait(
-                lambda: rig.journal_bytes() > size + HEARD_BYTES or not alive(before["engine"]),
-                "new outputs in the journal",
-            )
+            least = rig.journal_bytes()
+
+            def is_heard() -> bool:
+                nonlocal least
+                size = rig.journal_bytes()
+                # A new host cuts what was half written, which may be most of a large message.
+                least = min(least, size)
+                return size > least + HEARD_BYTES or not alive(before["engine"])
+
+            rig.wait(is_heard, "new outputs in the journal")
         self._phase("repair")
         rig.pause(dice.rng.uniform(*AFTER_SECONDS))
         cell.stop()
@@ -155,7 +167,7 @@ class _Round:
         return watched
 
     def _judge(
-        self, msg_id: str, watched: list[tuple[Sight, bool]], cell: Cell, *, engine_died: bool, launcher_died: bool
+        self, msg_id: str, watched: list[tuple[Sight, bool]], cell: Cell, *, engine_died: bool, frontend_died: bool
     ) -> None:
         rig, dice, outcome = self.rig, self.dice, self.outcome
         if not dice.deleted:
@@ -173,7 +185,7 @@ class _Round:
         outcome.seen = sum(len(sight.ids) for sight, _ in watched)
         for sight, attached in watched:
             outcome.problems += seen_wrongly(sight, attached)
-        if len(watched) == 1 and not launcher_died:
+        if len(watched) == 1 and not frontend_died:
             self._judge_reply(watched[0][0], engine_died)
         if dice.deleted:
             return
@@ -197,7 +209,7 @@ class _Round:
         if silent:
             what = [f"{run.start}-{run.stop - 1}" for run in silent[:4]]
             outcome.problems.append(f"outputs {', '.join(what)} of {cell.count} are missing and nothing says so")
-        outcome.problems += self.kept.disorder()[:3]
+        outcome.problems += self.kept.disorder()[:3] + self.kept.never[:3]
         expected = ("error", "lost") if engine_died else ("ok",)
         if outcome.end not in expected and not dice.damaged:
             # Of a session whose processes are all dead nobody is left to write the end; `farside ls` says `lost`.
@@ -221,7 +233,7 @@ class _Round:
         rig, flood = self.rig, self.dice.flood
         if self.dice.deleted and rig.launcher is not None:
             # Nobody could find this session any more: with its last frontend it ends.
-            rig.launcher.kill()
+            rig.end_launcher()
             rig.wait(lambda: not rig.sandbox.processes(), "a session without a folder to end")
         rig.connect()
         assert rig.client is not None
@@ -229,10 +241,11 @@ class _Round:
         assert result.reply is not None
         if result.reply.content["status"] != "ok" or "it works\n" not in result.text:
             self.outcome.problems.append(f"afterwards: {result.reply.content}, {result.text!r}")
-        if flood and not any("launcher" in name for name in self.outcome.faults):
+        if flood and not any("launcher" in name or "server" in name for name in self.outcome.faults):
             self._count_answers(flood)
-        pids = rig.wait(lambda: (found := rig.pids()) and len(found) == len(ROLES) and found, "all four processes")
-        expected = set(pids.values())
+        if rig.clock is not None and (rig.clock.was_set or rig.clock.ahead != 0):
+            self._look_at_times(rig.clock)
+        expected = set(rig.wait_whole().values())
 
         def others() -> dict[int, str]:
             return {pid: what for pid, what in rig.sandbox.processes().items() if pid not in expected}
@@ -244,6 +257,25 @@ class _Round:
             left = others()
         if left:
             self.outcome.problems.append(f"processes too many: {left}")
+
+    def _look_at_times(self, clock: Clock) -> None:
+        """The command line shows the session, by the clock as it is now, with a whole idle time before it."""
+        rig = self.rig
+        assert rig.root is not None
+        shown: dict = {}
+
+        def left() -> float:
+            shown.update(rig.sandbox.session(rig.root.name))
+            return datetime.fromisoformat(shown["ends_at"]).timestamp() - clock.now()
+
+        try:
+            rig.wait(lambda: abs(IDLE_SECONDS - left()) < SETTLE_SECONDS, "the session's end to be where it was", TOLD_SECONDS)
+        except Lost as lost:
+            self.outcome.problems.append(f"{lost}: it is {clock.now():.0f}, and {shown}")
+        for command in (("ls",), ("history", rig.root.name), ("status", rig.root.name)):
+            code, out, err = rig.sandbox.cli(*command)
+            if code != 0:
+                self.outcome.problems.append(f"farside {' '.join(command)}: {code} {err}")
 
     def _count_answers(self, flood: dict[str, int]) -> None:
         client = self.rig.client
