@@ -487,17 +487,23 @@ impl Driver {
         let mut inputs = Vec::with_capacity(TURN_INPUTS_MAX);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut tick_at = Instant::now() + TICK_EVERY;
         while !self.over {
             let status_due = self.status_due.into_iter().chain(self.show_due).min();
-            let tick = self.tick_in();
+            tick_at = tick_at.min(Instant::now() + self.tick_in());
+            // An engine that floods always has something for us: what comes seldom is looked at before.
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
-                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
                 () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
                     if status_due.is_some() => self.write_status(),
-                () = tokio::time::sleep(tick) => self.event(Event::Tick),
+                () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
+                () = tokio::time::sleep_until(tick_at) => {}
+            }
+            if tick_at <= Instant::now() {
+                self.event(Event::Tick);
+                tick_at = Instant::now() + self.tick_in();
             }
             let mut shares = Vec::with_capacity(inputs.len());
             for queued in inputs.drain(..) {
@@ -517,6 +523,8 @@ impl Driver {
             self.usage.look_at(self.usage_target());
             // Only now is there room for more: what was taken in is written.
             drop(shares);
+            // Links and sockets share this thread, and a queue that is never empty would keep it from them.
+            tokio::task::yield_now().await;
         }
         Ok(())
     }
