@@ -135,7 +135,10 @@ impl Core {
         });
         if let Some((n, execution)) = self.state.running() {
             let header = execution.asked.header.clone();
-            let gap_ms = self.now.saturating_sub(from) / 1000;
+            // Between the two hosts the wall clock may have been set.
+            let until = self.clocks.elapsed;
+            let from = (self.clock_before.as_ref()).map_or(from, |clock| clock.elapsed_at(from));
+            let gap_ms = until.saturating_sub(from) / 1000;
             let text = format!(
                 "[farside] {why}: what the engine printed within {gap_ms} ms may be missing here.\n"
             );

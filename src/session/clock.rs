@@ -82,6 +82,17 @@ impl Clock {
         shift(wall, self.wall, self.elapsed)
     }
 
+    /// A wall time, told by the clock as it was set in `later`. Over a boot nobody knows.
+    pub fn told_by(&self, later: &Self, wall: Micros) -> Micros {
+        let ahead = |clock: &Self| clock.wall.wrapping_sub(clock.elapsed);
+        let set_by = ahead(later).wrapping_sub(ahead(self)).cast_signed();
+        if self.boot == later.boot && set_by.unsigned_abs() > SAME_WITHIN {
+            wall.saturating_add_signed(set_by)
+        } else {
+            wall
+        }
+    }
+
     /// The wall time at which the clock of awake time showed this.
     pub fn wall_of_awake(&self, awake: Micros) -> Micros {
         shift(awake, self.awake, self.wall)
@@ -99,5 +110,40 @@ fn shift(time: Micros, from: Micros, to: Micros) -> Micros {
         to.saturating_add(time - from)
     } else {
         to.saturating_sub(from - time)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HOUR: Micros = 3_600_000_000;
+
+    fn clock(wall: Micros, elapsed: Micros, boot: &str) -> Clock {
+        let awake = elapsed;
+        Clock::new(
+            Now {
+                wall,
+                awake,
+                elapsed,
+            },
+            boot.to_owned(),
+        )
+    }
+
+    #[test]
+    fn a_time_is_told_anew_where_the_clock_was_set() {
+        let (first, began) = (clock(100 * HOUR, HOUR, "a"), 100 * HOUR);
+        for (wall, told) in [(131, 130), (71, 70), (101, 100)] {
+            let later = clock(wall * HOUR, 2 * HOUR, "a");
+            assert_eq!(first.told_by(&later, began), told * HOUR, "{wall}");
+        }
+        let slewed = clock(101 * HOUR + 999, 2 * HOUR, "a");
+        assert_eq!(first.told_by(&slewed, began), began);
+        let rebooted = clock(131 * HOUR, 60, "b");
+        assert_eq!(first.told_by(&rebooted, began), began);
+        // Whatever a damaged journal says.
+        let odd = clock(0, Micros::MAX, "a");
+        assert_eq!(odd.told_by(&clock(Micros::MAX, 0, "a"), 5), 5 - 2 + 2);
     }
 }

@@ -12,7 +12,7 @@ use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use serde_json::{Value, json};
 
 use super::adoption::Adoption;
-use super::clock::Now;
+use super::clock::{Clock, Now};
 use super::continuity::Continuity;
 use super::event::{Effect, Event};
 use super::ids::Ids;
@@ -137,6 +137,8 @@ pub struct Core {
     pub(super) now: Micros,
     /// And the other clocks.
     pub(super) clocks: Now,
+    /// What the last host knew of them.
+    pub(super) clock_before: Option<Clock>,
     /// The settings that hold.
     pub(super) limits: Config,
     /// The steps of the end, once it has begun.
@@ -192,6 +194,7 @@ impl Core {
             engine,
             now: 0,
             clocks: Now::from(0),
+            clock_before: None,
             retiring: None,
             cpu_now: 0,
             memory_bytes: 0,
@@ -332,6 +335,7 @@ impl Core {
         }
         let version = self.facts.version.clone();
         self.note(Note::HostStarted { pid, version });
+        self.clock_before = self.state.lifetime.clock.clone();
         self.compare_clocks(self.clocks);
         self.take_over();
         self.resume_ending();

@@ -8,6 +8,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Serialize};
 
+use super::clock::Clock;
 use super::continuity::Said;
 use super::event::PASSING_KINDS;
 use super::lifetime::Lifetime;
@@ -551,7 +552,11 @@ impl State {
     }
 
     fn apply_note(&mut self, time: Micros, note: &Note) {
+        let clock = matches!(note, Note::Clock { .. }).then(|| self.lifetime.clock.clone());
         self.lifetime.apply(time, note);
+        if let Some(before) = clock.flatten() {
+            self.tell_times_anew(&before);
+        }
         match note {
             Note::EngineStarted {
                 generation,
@@ -650,6 +655,20 @@ impl State {
             | Note::Compacted { .. }
             | Note::Unknown => {}
         }
+    }
+
+    /// The wall clock was set: what goes on still began as long ago as it did.
+    fn tell_times_anew(&mut self, before: &Clock) {
+        let Some(now) = &self.lifetime.clock else {
+            return;
+        };
+        let tell = |time: &mut Micros| *time = before.told_by(now, *time);
+        self.live
+            .values_mut()
+            .filter_map(|execution| execution.started.as_mut())
+            .for_each(tell);
+        (self.lifetime.unresponsive_since.iter_mut()).for_each(tell);
+        tell(&mut self.last_activity);
     }
 
     fn apply_execution_state(&mut self, time: Micros, n: ExecutionNumber, state: ExecutionState) {

@@ -597,6 +597,26 @@ fn a_budget_ends_it_and_counts_over_engines() {
     assert_eq!(b.wants(), ["interrupt"]);
 }
 
+/// An execution of seconds was told of as one of weeks, and one of hours not at all.
+#[test]
+fn how_long_something_runs_does_not_depend_on_the_wall_clock() {
+    for (set_hours, seconds, told) in [(500, 5, 0), (-500, 700, 1), (500, 700, 1)] {
+        let (mut b, a) = Bench::ready_with(&[("notify", "tell")]);
+        b.execute(a, "run()");
+        let run = b.engine_begins();
+        b.set_forward = set_hours * 3600 * SECOND as i64;
+        b.wait(seconds);
+        b.prints(&run, "on\n");
+        let state = b.core.state();
+        let began = state.live[&1].started.unwrap();
+        let ran = b.clocks().wall.saturating_sub(began) / SECOND;
+        assert!((seconds..seconds + 5).contains(&ran), "{ran}");
+        assert!(state.last_activity <= b.clocks().wall);
+        b.engine_ends_ok(&run);
+        assert_eq!(b.notifications.len(), told, "{set_hours} h");
+    }
+}
+
 #[test]
 fn people_are_told_of_what_they_wait_for() {
     let (mut b, a) = Bench::ready_with(&[("notify", "tell")]);

@@ -18,6 +18,26 @@ fn state_of(b: &Bench, n: u64) -> ExecutionState {
 }
 
 #[test]
+fn the_time_between_two_hosts_does_not_depend_on_the_wall_clock() {
+    for hours in [-500, 500] {
+        let (mut b, a) = Bench::ready();
+        b.execute(a, "train()");
+        b.engine_begins();
+        b.skip(a);
+        b.set_forward = hours * 3_600_000_000;
+        b.host_dies();
+        let heard = b.heard(a);
+        let text = "may be missing here";
+        assert!(
+            heard
+                .iter()
+                .any(|line| line.contains("within 100") && line.contains(text)),
+            "{heard:?}"
+        );
+    }
+}
+
+#[test]
 fn an_execution_is_seen_through_by_the_next_host() {
     let (mut b, a) = Bench::ready();
     b.execute(a, "train()");
