@@ -130,7 +130,8 @@ impl Retention {
         };
         age.is_some_and(|age| {
             let age = Micros::try_from(age.as_micros()).unwrap_or(Micros::MAX);
-            kept.ended_at < now.saturating_sub(age)
+            // Where the clock was set back, an end may lie before us.
+            kept.ended_at.min(now) <= now.saturating_sub(age)
         })
     }
 }

@@ -596,7 +596,18 @@ fn records_are_kept_as_long_as_the_session_was_told_to_or_else_as_long_as_all_ar
         prune(Age::All(24 * HOUR)),
         ids([&old_for_ever, &old_for_long])
     );
-    assert_eq!(prune(Age::All(Duration::ZERO)), ids([&young]));
+    let of_tomorrow = kept(&sandbox, Duration::ZERO, 0, &[]);
+    end_at(
+        &of_tomorrow,
+        1,
+        now() + 24 * HOUR.as_micros() as Micros,
+        "idle",
+    );
+    assert_eq!(
+        prune(Age::All(Duration::ZERO)),
+        ids([&young, &of_tomorrow]),
+        "the clock was set back"
+    );
     assert_eq!(left(&sandbox), ids([&live]));
 }
 
