@@ -117,12 +117,12 @@ impl Lookup {
 /// How often a journal that cannot be written is tried.
 const JOURNAL_RETRY: Micros = 1_000_000;
 
-/// Ends of executions are remembered, to be said again should they not have been kept: while the journal cannot be
+/// What a reader must know is remembered, to be said again should it not have been kept: while the journal cannot be
 /// written, and until it is known whether it can.
-const ENDS_KEPT: Micros = 10_000_000;
+const VITAL_KEPT: Micros = 10_000_000;
 
-/// But not more of them.
-const ENDS_MAX: usize = 4096;
+/// But not more of it.
+const VITAL_MAX: usize = 4096;
 
 /// A client whose host died sends again what was not acknowledged within this, with time to spare.
 const COME_BACK: Micros = 30_000_000;
@@ -168,8 +168,8 @@ pub struct Core {
     pub(super) idle_due: Option<Micros>,
     /// The journal cannot be written; when to try again, on the awake clock.
     pub(super) journal_retry: Option<Micros>,
-    /// The last executions' ends, and when they were said.
-    ends: VecDeque<(Micros, Note)>,
+    /// See [`Self::note_vital`]: the last ones, and when they were noted.
+    vital: VecDeque<(Micros, Note)>,
     /// Of this host, by the clock that stands still while the machine sleeps.
     opened_at: Micros,
 }
@@ -212,7 +212,7 @@ impl Core {
             next_lookup: 0,
             idle_due: None,
             journal_retry: None,
-            ends: VecDeque::new(),
+            vital: VecDeque::new(),
             opened_at: 0,
         }
     }
@@ -305,7 +305,7 @@ impl Core {
                     until: self.now,
                     why,
                 });
-                self.note_ends_again(from);
+                self.note_vital_again(from);
                 // A host that comes after us must not go on from what the journal had before.
                 self.note_checkpoint();
             }
@@ -459,23 +459,28 @@ impl Core {
             reason,
         };
         if state.is_final() {
-            let old = self.now.saturating_sub(ENDS_KEPT);
-            let may_go = |at: Micros| self.journal_retry.is_none() && at < old;
-            while self.ends.len() >= ENDS_MAX
-                || self.ends.front().is_some_and(|(at, _)| may_go(*at))
-            {
-                self.ends.pop_front();
-            }
-            self.ends.push_back((self.now, end.clone()));
+            self.note_vital(end);
+        } else {
+            self.note(end);
         }
-        self.note(end);
     }
 
-    /// Executions whose end was not kept would stay open for who reads the journal.
-    fn note_ends_again(&mut self, since: Micros) {
-        for (at, end) in std::mem::take(&mut self.ends) {
+    /// A note that a reader of the journal must find there: that an execution is over, that something is missing.
+    pub(super) fn note_vital(&mut self, note: Note) {
+        let old = self.now.saturating_sub(VITAL_KEPT);
+        let may_go = |at: Micros| self.journal_retry.is_none() && at < old;
+        while self.vital.len() >= VITAL_MAX || self.vital.front().is_some_and(|(at, _)| may_go(*at))
+        {
+            self.vital.pop_front();
+        }
+        self.vital.push_back((self.now, note.clone()));
+        self.note(note);
+    }
+
+    fn note_vital_again(&mut self, since: Micros) {
+        for (at, note) in std::mem::take(&mut self.vital) {
             if at >= since {
-                self.note(end);
+                self.note(note);
             }
         }
     }

@@ -316,7 +316,7 @@ impl Core {
             "{why}. Output of this moment may be missing here."
         ));
         let Loss { from, until, .. } = loss;
-        self.note(Note::Gap { from, until, why });
+        self.note_vital(Note::Gap { from, until, why });
     }
 
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.

@@ -701,7 +701,18 @@ impl Bench {
     ) {
         self.engine_messages += 1;
         let msg_id = format!("engine-{}", self.engine_messages);
-        let message = message(msg_type, &msg_id, "engine", &request.header, content);
+        self.engine_says_as(&msg_id, channel, request, msg_type, content);
+    }
+
+    pub fn engine_says_as(
+        &mut self,
+        msg_id: &str,
+        channel: Channel,
+        request: &Message,
+        msg_type: &str,
+        content: Value,
+    ) {
+        let message = message(msg_type, msg_id, "engine", &request.header, content);
         self.event(Event::EngineMessage {
             channel,
             message,

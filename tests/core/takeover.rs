@@ -376,6 +376,35 @@ fn a_checkpoint_is_as_good_as_the_records_before_it() {
     assert_eq!(state_of(&b, 1), ExecutionState::Ok);
 }
 
+/// The engine had dropped outputs, and the note that said so was in what a full disk did not take.
+#[test]
+fn a_loss_that_was_told_of_while_nothing_could_be_written_is_told_of_again() {
+    let (mut b, a) = Bench::ready();
+    b.execute(a, "1");
+    let run = b.engine_begins();
+    for number in [1, 500] {
+        let msg_id = format!("engine_101_{number}");
+        let text = json!({ "name": "stdout", "text": "x" });
+        b.engine_says_as(&msg_id, Channel::Iopub, &run, "stream", text);
+    }
+    let losses = |b: &Bench| {
+        let is_loss = |body: &Body| matches!(body, Body::Note(Note::Gap { why, .. }) if why.starts_with("498 "));
+        (b.records.iter())
+            .filter(|record| is_loss(&record.body))
+            .count()
+    };
+    assert_eq!(losses(&b), 0, "they may come");
+    let from = b.clocks().wall;
+    let why = "no space left on device".into();
+    b.event(Event::JournalFailed { why });
+    b.wait(2);
+    assert_eq!(losses(&b), 1);
+    b.event(Event::JournalHealed { from });
+    assert_eq!(losses(&b), 2);
+    b.event(Event::JournalHealed { from });
+    assert_eq!(losses(&b), 2, "once is enough");
+}
+
 /// The engine may have heard of it or not; what must not happen is that the old one goes on, or that its end counts as
 /// a death.
 #[test]
