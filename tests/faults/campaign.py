@@ -173,10 +173,10 @@ def _row(name: str, times: int, outcomes: list[Outcome]) -> str:
     return f"| {name} | {times} | {' | '.join(map(str, sums))} | {failed} |"
 
 
-def play_tiny(messages: int, seed: int) -> int:
+def play_tiny(messages: int, cell: int | None, seed: int) -> int:
     sandbox = Sandbox()
     try:
-        done = tiny(sandbox, messages, random.Random(seed))
+        done = tiny(sandbox, messages, random.Random(seed), cell)
     finally:
         wrong = sandbox.close()
     print(done, *(f"WRONG: {one}" for one in [*done.problems, *wrong]), sep="\n")
@@ -190,10 +190,11 @@ def main() -> int:
     parser.add_argument("--only", help="faults whose name has this in it, alone")
     parser.add_argument("--from", dest="start", type=int, default=0, help="number of the first round")
     parser.add_argument("--tiny", type=int, help="no campaign, but so many tiny messages (tiny.py)")
+    parser.add_argument("--cell", type=int, help="of `--tiny`: how many of them a cell prints")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.tiny:
-        return play_tiny(args.tiny, args.seed)
+        return play_tiny(args.tiny, args.cell, args.seed)
     campaign = Campaign(args.seed, args.faults, args.only, args.start)
     campaign.say(f"seed {args.seed}: FARSIDE_SEED={args.seed} plays these rounds again")
     began = time.monotonic()
