@@ -34,6 +34,8 @@ class Clock:
         self._file.write_bytes(bytes(8))
         self.env = {"LD_PRELOAD": str(library), "FAULTS_CLOCK": str(self._file)}
         self.ahead = 0
+        # How often.
+        self.set_back = 0
         self.begin()
 
     def begin(self) -> None:
@@ -49,6 +51,7 @@ class Clock:
         # The same file, and in one write: it is mapped.
         with self._file.open("r+b", buffering=0) as file:
             file.write(struct.pack("<q", ahead))
+        self.set_back += ahead < self.ahead
         self.ahead = ahead
         self._settings.append((time.time(), ahead))
 

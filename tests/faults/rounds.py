@@ -206,7 +206,10 @@ class _Round:
         said, silent = self.kept.missing(printed)
         outcome.said += sum(map(len, said))
         outcome.silent += sum(map(len, silent))
-        if silent:
+        if silent and engine_died and self.disk is not rig.disk:
+            # What the engine drops is told of some seconds later, and of this session nobody was left to do that.
+            outcome.remarks.append(f"{sum(map(len, silent))} outputs are missing, and nobody was left to say so")
+        elif silent:
             what = [f"{run.start}-{run.stop - 1}" for run in silent[:4]]
             outcome.problems.append(f"outputs {', '.join(what)} of {cell.count} are missing and nothing says so")
         outcome.problems += self.kept.disorder()[:3] + self.kept.never[:3]

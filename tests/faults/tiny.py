@@ -44,8 +44,8 @@ MESSAGES_A_SECOND_MIN = 1000
 # What a message takes in the journal; a third of it is the bound. So ten million have the setting's default, 2 GB.
 RECORD_BYTES = 600
 
-# What comes while it is compacted is on top: so much of it.
-OVER_BOUND = 1 / 8
+# What comes while it is compacted, on a thread that gives way to others, is on top: so much of it.
+OVER_BOUND = 1 / 4
 
 LINE = re.compile(rb"(\d+) x+\\n")
 
