@@ -477,10 +477,11 @@ impl Core {
         self.note(note);
     }
 
+    /// And once more, should that not be kept either: a disk that has some room is soon full again.
     fn note_vital_again(&mut self, since: Micros) {
         for (at, note) in std::mem::take(&mut self.vital) {
             if at >= since {
-                self.note(note);
+                self.note_vital(note);
             }
         }
     }
