@@ -489,7 +489,8 @@ impl Driver {
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut tick_at = Instant::now() + TICK_EVERY;
         while !self.over {
-            let status_due = self.status_due.into_iter().chain(self.show_due).min();
+            // What may be over in a moment (`SHOW_BUSY_AFTER`) is not written meanwhile either: it would be to do twice.
+            let status_due = self.show_due.or(self.status_due);
             tick_at = tick_at.min(Instant::now() + self.tick_in());
             // An engine that floods always has something for us: what comes seldom is looked at before.
             tokio::select! {
