@@ -4,8 +4,8 @@
 //! It works on sealed segments: [`plan`] says which executions' outputs are to be compacted and which segments that
 //! concerns, [`segment`] writes the one segment that replaces them. The index thread puts it in its place, so that index
 //! and files change together; and not before every reader of this host has passed it, for a reader in the middle of raw
-//! outputs has no use for their compacted form. Readers that lag by more than twice the bound are not waited for: they
-//! get an explicit gap.
+//! outputs has no use for their compacted form. That is what half of the bound is for: the work begins when the journal
+//! has the other half. When it has all of it, readers that lag are not waited for any more, and are told what they miss.
 
 mod plan;
 mod segment;
@@ -31,7 +31,7 @@ use crate::session::outputs::{Budget, Limits};
 const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 
 /// A bound has room for so many segments: the last two are never compacted.
-const SEGMENTS_OF_BOUND: u64 = 16;
+const SEGMENTS_OF_BOUND: u64 = 32;
 
 /// How often it is looked whether readers that were waited for have come on.
 const READERS_LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -90,10 +90,7 @@ impl Compaction {
         let (wake, woken) = mpsc::sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("compaction".into())
-            .spawn(move || {
-                crate::process::give_way();
-                worker.run(&woken);
-            })?;
+            .spawn(move || worker.run(&woken))?;
         let this = Self {
             wake: Some(wake),
             stop,
@@ -181,9 +178,14 @@ impl Worker {
         self.stop.load(Ordering::Acquire)
     }
 
+    /// With so much the work begins. What comes meanwhile, and what readers that lag still need, is on top.
+    fn level(&self) -> u64 {
+        self.bound / 2
+    }
+
     /// A round leaves some room, or the next segment would begin the next one.
     fn target(&self) -> u64 {
-        self.bound / 4 * 3
+        self.level() / 4 * 3
     }
 
     fn look(&mut self) -> io::Result<()> {
@@ -192,21 +194,32 @@ impl Worker {
         // It is looked at whenever a segment is complete: the next one must fit, too.
         let full = before + segment_bytes(Some(self.bound));
         let is_in_vain = self.waits_for.is_none() && before < self.again_at;
-        if full <= self.bound || is_in_vain {
+        if full <= self.level() || is_in_vain {
             return Ok(());
         }
         self.waits_for = None;
         // What can be made again goes first.
         digest::remove_all(&self.dir)?;
-        match self.round() {
+        // Nobody waits for it, until nothing more would fit. (A thread that has given way cannot take that back.)
+        let gives_way = before <= self.bound;
+        let round = std::thread::scope(|scope| {
+            let round = scope.spawn(|| {
+                if gives_way {
+                    crate::process::give_way();
+                }
+                self.round()
+            });
+            (round.join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        });
+        match round {
             Ok(()) | Err(Halt::Enough) => {}
             Err(Halt::Stopped) => return Ok(()),
             Err(Halt::Io(error)) => return Err(error),
         }
         let after = segments::total_bytes(&self.dir)?;
         // Every round reads all of the journal.
-        self.again_at = if after > self.bound {
-            after + self.bound / 8
+        self.again_at = if after > self.level() {
+            after + self.level() / 8
         } else {
             0
         };
@@ -223,7 +236,7 @@ impl Worker {
         let [whole, less @ ..] = DIVISORS;
         self.compact(Wanted::Over, whole)?;
         // One that takes most of it alone is not spared at the cost of all others.
-        let bytes_min = self.bound / 2;
+        let bytes_min = self.level() / 2;
         self.compact(Wanted::Running { bytes_min }, whole)?;
         for divisor in less {
             self.compact(Wanted::Over, divisor)?;
@@ -249,7 +262,7 @@ impl Worker {
             if total <= self.target() {
                 return Err(Halt::Enough);
             }
-            let waits = total <= 2 * self.bound;
+            let waits = total <= self.bound;
             if waits && !self.tail.was_read_up_to(group.last_seq) {
                 self.readers_lag(group.last_seq);
                 continue;

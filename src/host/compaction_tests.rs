@@ -434,11 +434,11 @@ fn finished_executions_make_room_first_and_the_end_of_what_runs_stays() {
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (index, replace) = with_index(dir.path());
-    let bound = bytes / 8;
-    let mut worker = worker(dir.path(), bound, replace);
+    let level = bytes / 8;
+    let mut worker = worker(dir.path(), 2 * level, replace);
     worker.look().unwrap();
     let after = segments::total_bytes(dir.path()).unwrap();
-    assert!(after <= bound, "{after} bytes are more than {bound}");
+    assert!(after <= level, "{after} bytes are more than {level}");
     let now = read(dir.path());
     assert_eq!(others(&now), others(&records));
     // What runs was not touched: the others made enough room.
@@ -481,10 +481,10 @@ fn of_one_that_runs_alone_head_and_tail_stay() {
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
-    let bound = bytes / 2;
-    let mut worker = worker(dir.path(), bound, replace);
+    let level = bytes / 2;
+    let mut worker = worker(dir.path(), 2 * level, replace);
     worker.look().unwrap();
-    assert!(segments::total_bytes(dir.path()).unwrap() <= bound);
+    assert!(segments::total_bytes(dir.path()).unwrap() <= level);
     let now = read(dir.path());
     let texts: Vec<String> = now
         .iter()
@@ -516,7 +516,7 @@ fn a_reader_of_the_host_is_waited_for() {
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
-    let mut worker = worker(dir.path(), bytes - 1, replace);
+    let mut worker = worker(dir.path(), bytes, replace);
     let reader = worker.tail.pin(3);
     worker.look().unwrap();
     assert_eq!(read(dir.path()), records, "it stands at the beginning");
@@ -526,7 +526,7 @@ fn a_reader_of_the_host_is_waited_for() {
     assert!(segments::total_bytes(dir.path()).unwrap() < bytes / 4 * 3);
     assert_eq!(shown(&read(dir.path())), shown(&records));
     drop(reader);
-    // One that lags by more than twice the bound is not waited for.
+    // When the bound is passed it is not waited for.
     let dir = tempfile::tempdir().unwrap();
     drop(write(dir.path(), &records));
     let (_, replace) = with_index(dir.path());

@@ -2,8 +2,12 @@
 //!
 //! A reader that stops reading costs one batch of memory and delays nobody.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
+
+use bytes::Bytes;
+use serde_json::json;
 
 use super::digest::Digests;
 use super::log::Tail;
@@ -25,6 +29,8 @@ pub(super) struct Cursor {
     view: View,
     source: Source,
     digests: Digests,
+    /// Seqs that the client can have no more, which it has not been told yet.
+    missing: Option<Range<u64>>,
     /// Up to here the client has everything already.
     skip: (u64, u32),
     /// Up to here it gets what is for it alone, and nothing of what was published to all.
@@ -98,6 +104,7 @@ impl Cursor {
             view: View::new(hello.client, session_id.to_owned(), mirrors),
             source: Source::new(tail, behind),
             digests,
+            missing: None,
             skip: (seq, part),
             joined_at: 0,
             over: false,
@@ -126,6 +133,13 @@ impl Cursor {
             };
             let mut deliveries = Vec::with_capacity(records.len());
             for record in records {
+                if let Some(missing) = self.source.missing_before(record.seq) {
+                    let from = self
+                        .missing
+                        .take()
+                        .map_or(missing.start, |known| known.start);
+                    self.missing = Some(from..missing.end);
+                }
                 if let Some((record, replay)) = self.handle(record, &mut deliveries) {
                     // What stands before it is on its way already when a long replay is made.
                     self.replay(&record, replay, &mut deliveries).await;
@@ -164,10 +178,12 @@ impl Cursor {
         match self.view.handle(&record) {
             Step::Skip => None,
             Step::Deliver => {
+                self.tell_missing(&record, &[], to);
                 self.deliver(0, record, to);
                 None
             }
             Step::DeliverWith(copies) => {
+                self.tell_missing(&record, &copies, to);
                 self.deliver(0, record.clone(), to);
                 for (part, copy) in (1..).zip(copies) {
                     self.deliver(part, made_of(&record, copy), to);
@@ -178,6 +194,43 @@ impl Cursor {
                 self.deliver(0, record.clone(), to);
                 Some((record, replay))
             }
+        }
+    }
+
+    /// A visible line in place of what the client can have no more, in the execution that goes on with `record`, and in
+    /// whose `copies` show it too.
+    fn tell_missing(&mut self, record: &Record, copies: &[Message], to: &mut Vec<Delivery>) {
+        let Body::Iopub {
+            client: None,
+            execution: 1..,
+            message,
+        } = &record.body
+        else {
+            return;
+        };
+        let Some(missing) = self.missing.take() else {
+            return;
+        };
+        let first = Record {
+            seq: missing.start,
+            ..record.clone()
+        };
+        let text = format!(
+            "\n[farside] up to {} messages are missing here: this frontend was so far behind that they are not kept any \
+             more. What is kept of them, %farside attach shows.\n",
+            missing.end - missing.start
+        );
+        let content = json!({ "name": "stderr", "text": text });
+        for (part, shown) in std::iter::once(message).chain(copies).enumerate() {
+            let line = Message {
+                identities: shown.identities.clone(),
+                metadata: Bytes::from_static(b"{}"),
+                content: content.to_string().into(),
+                ..Message::default()
+            };
+            let parent = String::from_utf8_lossy(&shown.parent_header);
+            let line = self.view.made(&first, line, "stream", &parent, part);
+            self.deliver(part as u32, made_of(&first, line), to);
         }
     }
 

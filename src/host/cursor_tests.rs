@@ -8,6 +8,7 @@ use crate::host::log::{Appended, Log, is_large};
 use crate::host::source::BATCH_BYTES_MAX;
 use crate::journal::record::{Micros, Note};
 use crate::journal::{Writer, WriterOptions};
+use crate::session::view::Mirror;
 use crate::wire::message::HeaderFields;
 use serde_json::json;
 
@@ -83,13 +84,18 @@ fn record(seq: u64, body: Body) -> Arc<Record> {
 }
 
 fn large(seq: u64) -> Arc<Record> {
-    let mut message = message("stream", &format!("m{seq}"), "{}", json!({}));
+    large_of(seq, 0)
+}
+
+fn large_of(seq: u64, execution: u64) -> Arc<Record> {
+    let parent = r#"{"msg_id":"run"}"#;
+    let mut message = message("stream", &format!("m{seq}"), parent, json!({}));
     message.content = vec![b' '; LARGE_BYTES].into();
     record(
         seq,
         Body::Iopub {
             client: None,
-            execution: 0,
+            execution,
             message,
         },
     )
@@ -160,6 +166,72 @@ fn a_reader_behind_a_hole_in_the_journal_gets_what_memory_has_of_it() {
     let seqs = block_on(read_until(&mut cursor(&log, from_the_start()), 110));
     let expected: Vec<u64> = (1..=20).chain(first..=110).collect();
     assert_eq!(seqs, expected);
+}
+
+#[test]
+fn what_a_reader_can_have_no_more_is_said_in_its_place() {
+    let (dir, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    // As after a compaction that did not wait for it: the journal has 1..=20 and 101...
+    let (mut kept, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    let (writer, _) = Writer::open(elsewhere.path(), WriterOptions::default()).unwrap();
+    let mut log = Log::new(writer, dir.path(), 0, None);
+    for seq in 1..=300 {
+        let record = large_of(seq, 7);
+        if seq <= 20 || seq > 100 {
+            kept.append(std::slice::from_ref(&*record)).unwrap();
+        }
+        append(&mut log, vec![record]);
+    }
+    let attached = |seq| {
+        Some(Resume {
+            seq,
+            part: u32::MAX,
+            mirrors: vec![Mirror {
+                parent: r#"{"msg_id":"attach"}"#.into(),
+                n: 7,
+            }],
+        })
+    };
+    let read = |resume| block_on(all(&mut cursor(&log, resume), 300));
+    let deliveries = read(attached(0));
+    let lines: Vec<_> = deliveries
+        .iter()
+        .filter(|delivery| !(1..=20).contains(&delivery.record.seq) && delivery.record.seq <= 100)
+        .map(|delivery| {
+            let Body::Iopub { message, .. } = &delivery.record.body else {
+                panic!("{:?}", delivery.record);
+            };
+            let text = String::from_utf8_lossy(&message.content);
+            assert!(
+                text.contains("up to 80 messages are missing here"),
+                "{text}"
+            );
+            let parent = String::from_utf8_lossy(&message.parent_header).into_owned();
+            (delivery.record.seq, delivery.part, parent)
+        })
+        .collect();
+    let parents = [r#"{"msg_id":"run"}"#, r#"{"msg_id":"attach"}"#];
+    assert_eq!(
+        lines,
+        [
+            (21, 0, parents[0].to_owned()),
+            (21, 1, parents[1].to_owned())
+        ]
+    );
+    // A client whose link broke right behind it is not told again, and one that had seen half of it the rest.
+    let from = |seq, part| {
+        let place = attached(seq).map(|resume| Resume { part, ..resume });
+        plain(&read(place))
+    };
+    let all = plain(&deliveries);
+    let behind = |seq, part| all.iter().filter(move |(s, p, _)| (*s, *p) > (seq, part));
+    assert_eq!(from(21, 1), behind(21, 1).cloned().collect::<Vec<_>>());
+    assert_eq!(from(21, 0), behind(21, 0).cloned().collect::<Vec<_>>());
+    // Who has it all already hears of no gap.
+    assert_eq!(
+        from(100, u32::MAX),
+        behind(100, u32::MAX).cloned().collect::<Vec<_>>()
+    );
 }
 
 /// An execution with outputs, another one, and a client that attaches to both.
@@ -284,7 +356,7 @@ fn attached_session(log: &mut Log) -> u64 {
 struct Place {
     seq: u64,
     part: u32,
-    mirrors: Vec<crate::session::view::Mirror>,
+    mirrors: Vec<Mirror>,
 }
 
 impl Place {
@@ -292,7 +364,7 @@ impl Place {
         (self.seq, self.part) = (delivery.record.seq, delivery.part);
         match &delivery.record.body {
             Body::Note(Note::Attach { parent, n, .. }) => {
-                self.mirrors.push(crate::session::view::Mirror {
+                self.mirrors.push(Mirror {
                     parent: parent.clone(),
                     n: *n,
                 });

@@ -365,7 +365,14 @@ impl Worker {
                     self.source.take(batch)
                 }
             };
-            records.iter().for_each(|record| self.take(record));
+            for record in &records {
+                if self.source.missing_before(record.seq).is_some() {
+                    let (msg_type, line) = unreadable(&"a part of them is missing here");
+                    let live = self.live.values_mut();
+                    live.for_each(|gathered| gathered.push(&msg_type, &line));
+                }
+                self.take(record);
+            }
             self.done.send_replace(self.source.seq());
             // Nobody waits for that.
             self.shared.write_over();

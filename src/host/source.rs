@@ -1,11 +1,13 @@
 //! A reader's place in the journal, and what comes next there: from the records in memory while it keeps up, from the
 //! files where it lags. How to wait, and on which thread to read files, is the reader's business.
 
+use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::log::{Pin, Tail};
-use crate::journal::record::Record;
+use crate::journal::record::{Body, Note, Record};
 use crate::journal::{Item, Reader};
 
 /// What is read at once, from memory or from disk.
@@ -17,6 +19,12 @@ pub(super) struct Source {
     /// The last record that was given, or passed over.
     seq: u64,
     disk: Option<Reader>,
+    /// From here on something may be missing, up to the next record.
+    gap_from: Option<u64>,
+    /// Up to here records were taken out of the journal: what stands for them was given, and they are not missing.
+    taken_out: u64,
+    /// What is missing before a record that was given.
+    missing: VecDeque<(u64, Range<u64>)>,
     /// What is behind the place is not compacted away.
     pin: Pin,
 }
@@ -32,7 +40,18 @@ impl Source {
             tail,
             seq,
             disk: None,
+            gap_from: None,
+            taken_out: 0,
+            missing: VecDeque::new(),
         }
+    }
+
+    /// Seqs that cannot be had any more, just before a record that was given; asked in the order of the records.
+    pub fn missing_before(&mut self, seq: u64) -> Option<Range<u64>> {
+        let (at, missing) = self.missing.front()?;
+        let missing = (*at == seq).then(|| missing.clone())?;
+        self.missing.pop_front();
+        Some(missing)
     }
 
     /// Of what it reads.
@@ -99,13 +118,24 @@ impl Source {
             match item {
                 // Behind a hole that the journal has, memory may have what the journal has not.
                 Item::Record(record, _) if record.seq >= in_memory => self.disk = None,
-                Item::Record(record, _) => records.push(record),
-                Item::Gap(gap) => tracing::warn!(?gap, "a reader came to a gap in the journal"),
+                Item::Record(record, _) => {
+                    self.gap_ends(&record);
+                    if let Body::Note(Note::Compacted { until, .. }) = record.body {
+                        self.taken_out = until;
+                    }
+                    records.push(record);
+                }
+                Item::Gap(gap) => {
+                    tracing::warn!(?gap, "a reader came to a gap in the journal");
+                    self.gap_from.get_or_insert(gap.missing.start);
+                }
             }
         }
         if records.is_empty() {
             // Nothing of what lies behind us can be read: what is in memory is the next there is.
             self.disk = None;
+            let known = self.seq.max(self.taken_out);
+            self.gap_from.get_or_insert(known + 1);
             self.seq = self
                 .tail
                 .first_in_memory()
@@ -118,9 +148,21 @@ impl Source {
     fn given(&mut self, records: Vec<Arc<Record>>) -> Vec<Arc<Record>> {
         // What was given before was handled.
         self.pin.set(self.seq);
+        if let Some(first) = records.first() {
+            self.gap_ends(first);
+        }
         if let Some(last) = records.last() {
             self.seq = last.seq;
         }
         records
+    }
+
+    /// This is the next record there is. (Memory may have what the journal has not: then nothing was missing.)
+    fn gap_ends(&mut self, record: &Record) {
+        if let Some(from) = self.gap_from.take()
+            && from < record.seq
+        {
+            self.missing.push_back((record.seq, from..record.seq));
+        }
     }
 }

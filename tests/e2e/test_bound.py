@@ -11,7 +11,8 @@ import pytest
 from sandbox import Launcher, Sandbox, wait_until
 from wire import Client, stream_text
 
-BOUND = 2_000_000
+# Half of it is where compaction begins: three runs or so.
+BOUND = 4_000_000
 # Lines of 100 bytes, twenty to a message: a few hundred messages, fewer than an engine's socket holds for a slow reader.
 LINES = 6_000
 PRINTS = "for i in range({lines}): print('{name}', i, '.' * 80, flush=i % 20 == 19)"

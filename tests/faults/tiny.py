@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 
 import zmq
-from bounds import MEMORY_BYTES_MAX, Peak
+from bounds import MEMORY_BYTES_MAX, Peak, memory_of
 from disk import IOPUB, NOTE, Disk, Missing
 from rig import SETTLE_SECONDS
 from sandbox import SCRIPTED_ARGV, START_SECONDS, Launcher, Lost, Sandbox, kill, wait_until
@@ -49,6 +49,9 @@ OVER_BOUND = 1 / 4
 
 LINE = re.compile(rb"(\d+) x+\\n")
 
+# What a subscriber is told that was too far behind.
+TOO_FAR_BEHIND = b"messages are missing here: this frontend was so far behind"
+
 
 @dataclass
 class Tiny:
@@ -63,6 +66,8 @@ class Tiny:
     # Of what the subscriber saw: how many, and runs of numbers that it did not.
     seen: int = 0
     unseen: list[tuple[int, int]] = field(default_factory=list)
+    # Those runs in which it was told so.
+    told: list[tuple[int, int]] = field(default_factory=list)
     # And the longest time without any.
     silent_seconds: float = 0.0
     # Outputs that the journal has as they came, and those that it has compacted.
@@ -74,7 +79,8 @@ class Tiny:
     def __str__(self) -> str:
         rate = self.messages / self.seconds if self.seconds else 0
         return (
-            f"{self.messages:,} messages in {self.seconds:.0f} s ({rate:,.0f}/s), host killed once: {self.seen:,} seen, not for "
+            f"{self.messages:,} messages in {self.seconds:.0f} s ({rate:,.0f}/s), host killed once: {self.seen:,} seen, "
+            f"{sum(until - since for since, until in self.told):,} told to be missing, not for "
             f"{self.silent_seconds:.1f} s at most, "
             f"{self.kept:,} in the journal as they came and {self.compacted:,} compacted; launcher and host had "
             f"{self.peak_bytes / 1e6:.1f} MB at most, the journal {self.journal_bytes / 1e9:.2f} GB; said to be missing: "
@@ -108,7 +114,8 @@ class Subscriber:
         client.wait_for(lambda m: m.type == "iopub_welcome", "welcome")
         os.write(told, b"r")
         socket = client.sockets["iopub"]
-        seen, following, unseen, wrong = 0, 0, [], []
+        seen, following, unseen, told, wrong = 0, 0, [], [], []
+        is_told = False
         silent, last = 0.0, 0.0
         while following < self.total:
             frames = socket.recv_multipart()
@@ -122,14 +129,16 @@ class Subscriber:
                 # Between two cells nothing comes.
                 last, number = 0.0, -(-following // self.cell) * self.cell - 1
             else:
+                is_told |= TOO_FAR_BEHIND in frames[at + 5]
                 continue
             if number > following:
-                unseen.append((following, number))
+                (told if is_told else unseen).append((following, number))
+                is_told = False
             elif number < following and line is not None:
                 wrong.append((following, number))
             following = max(following, number + 1)
             self._next[:] = struct.pack("<Q", following)
-        return {"seen": seen, "unseen": unseen, "wrong": wrong, "silent": silent}
+        return {"seen": seen, "unseen": unseen, "told": told, "wrong": wrong, "silent": silent}
 
     @property
     def next(self) -> int:
@@ -175,12 +184,12 @@ def tiny(sandbox: Sandbox, messages: int, rng: random.Random, cell: int | None =
     try:
         began = time.monotonic()
         deadline = began + START_SECONDS + messages / MESSAGES_A_SECOND_MIN
-        with Peak([launcher.pid, session["host_pid"]]) as peak:
+        with Peak(memory_of(launcher.pid, session["host_pid"])) as peak:
             for number in range(cells):
                 asked = client.execute(f"stream {cell} {TEXT_BYTES}")
                 if number == killed_in:
                     time.sleep(rng.uniform(*KILLED_AFTER_SECONDS))
-                    peak.pids = [launcher.pid, _kill_host(sandbox)]
+                    peak.measure = memory_of(launcher.pid, _kill_host(sandbox))
                 while subscriber.next < (number + 1) * cell or not client.messages:
                     assert time.monotonic() < deadline, f"{subscriber.next} of {messages} messages have come"
                     client.pump(0.02)
@@ -192,7 +201,8 @@ def tiny(sandbox: Sandbox, messages: int, rng: random.Random, cell: int | None =
                 wait_until(lambda: journal_bytes() <= bound, "the journal to be compacted", SETTLE_SECONDS)
     finally:
         subscriber.end()
-    done.peak_bytes, done.seen, done.unseen, done.silent_seconds = peak.bytes, saw["seen"], saw["unseen"], saw["silent"]
+    done.peak_bytes, done.seen, done.silent_seconds = peak.most, saw["seen"], saw["silent"]
+    done.unseen, done.told = saw["unseen"], saw["told"]
     done.problems += [f"{after} was seen where {before} was next" for before, after in saw["wrong"][:3]]
     _judge(done, Disk(journal), bound)
     attached = launcher.client().run(f"%farside attach {cells}", seconds=START_SECONDS)
