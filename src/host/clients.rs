@@ -140,7 +140,7 @@ async fn read(
                     tracing::warn!("a client sent a record that is no request; ignored");
                     continue;
                 };
-                let bytes = message.size_bytes();
+                let bytes = message.queue_bytes();
                 let input = Input::Request {
                     client,
                     stream,

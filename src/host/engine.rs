@@ -640,7 +640,7 @@ async fn read_channel(
         match frame::decode_trusted(parts, &endpoints.key) {
             Ok(mut message) => {
                 message.identities.clear();
-                let bytes = message.size_bytes();
+                let bytes = message.queue_bytes();
                 let input = EngineInput::Message {
                     generation,
                     channel,

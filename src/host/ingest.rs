@@ -104,7 +104,7 @@ async fn batch(
         {
             match frame::decode_trusted(parts, &endpoints.key) {
                 Ok(message) => {
-                    bytes += message.size_bytes();
+                    bytes += message.queue_bytes();
                     messages.push((message, connection.heard_now()));
                 }
                 Err(error) => {

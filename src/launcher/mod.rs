@@ -342,7 +342,7 @@ impl Shared {
     /// Waits until there is room for a request.
     async fn admit(&self, channel: Channel, message: Message) {
         // At most UNITS_MAX, so it fits.
-        let units = (message.size_bytes() / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
+        let units = (message.queue_bytes() / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
         let room = self.room[&channel].clone();
         // The semaphore is never closed.
         let Ok(share) = room.acquire_many_owned(units).await else {

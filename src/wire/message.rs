@@ -162,9 +162,16 @@ impl Message {
         Header::read(&self.parent_header).ok()
     }
 
-    /// Bytes of all parts together: what the message costs in a queue.
+    /// Bytes of all parts together.
     pub fn size_bytes(&self) -> usize {
         self.parts().map(Bytes::len).sum()
+    }
+
+    /// What the message costs in a queue, about: a tiny one is mostly what holds its parts.
+    pub fn queue_bytes(&self) -> usize {
+        /// This structure and the lists in it.
+        const HOLDER_BYTES: usize = 256;
+        self.size_bytes() + HOLDER_BYTES
     }
 
     /// All parts in wire order: identities, header, parent_header, metadata, content, buffers.
