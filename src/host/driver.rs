@@ -3,46 +3,50 @@
 //! Each turn takes all that has come, appends the records of all of it in one write, shows them to the readers, and
 //! only then sends to the engine and to clients.
 
+mod attachments;
+mod folders;
+mod replacement;
+mod showing;
+mod takeover;
+
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::json;
-use tokio::net::UnixListener;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use self::attachments::Attached;
+use self::folders::Accepting;
+use self::replacement::Replacement;
+use self::showing::Shape;
 use super::acks::Acks;
-use super::clients::{self, Admission, Opening, StreamId};
+use super::clients::{Opening, StreamId};
 use super::clocks;
 use super::compaction::{self, Compaction};
-use super::cursor::Cursor;
 use super::digest::Digester;
 use super::elsewhere;
-use super::engine::{
-    CHANNELS, EngineDriver, EngineInput, TransportChoice, WAITING_BYTES_MAX, spawn_id,
-};
-use super::ground::{self, Ground};
-use super::held::{Kept, Stream, Taken};
+use super::engine::{EngineDriver, EngineInput, TransportChoice, WAITING_BYTES_MAX};
+use super::ground::Ground;
+use super::held::Kept;
 use super::hook::Hooks;
 use super::inbox::{self, Inbox, Queued};
 use super::log::{Appended, Log, is_large};
 use super::lookup::Lookups;
 use super::notify::Notifier;
 use super::status_file::StatusFile;
-use super::usage::{Sampler, Target};
+use super::usage::Sampler;
 use crate::config::Durability;
-use crate::journal::record::{ClientId, Micros};
+use crate::journal::record::ClientId;
 use crate::journal::{Writer, WriterOptions};
-use crate::keeper::{self, Client as Keeper, Fds, FromKeeper, HostArgs, Process, ToKeeper};
-use crate::link::{Frame, Refusal, Welcome};
-use crate::process::PidFd;
+use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, ToKeeper};
+use crate::link::Frame;
 use crate::session::core::{Core, Facts};
-use crate::session::event::{Command, Effect, Event, Gap};
+use crate::session::event::{Command, Effect, Event};
 use crate::session::state::State;
 use crate::session::turn::{Todo, Turn};
-use crate::session::usage::Roots;
-use crate::state_dir::{HostLock, ProcessId, Session, SessionState, Status, now};
+use crate::state_dir::{HostLock, ProcessId, Session, now};
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
 
@@ -63,16 +67,6 @@ const TICK_EVERY: Duration = Duration::from_secs(30);
 
 /// A tick comes a little after its deadline rather than a little before, when it would be too early.
 const TICK_LATE: Duration = Duration::from_millis(1);
-
-/// What people look at is in status.json at once, but for a session that goes to and fro between busy and idle: then
-/// so often. Shorter than it takes to run `farside ls` and look.
-const SHOW_EVERY: Duration = Duration::from_millis(5);
-
-/// And what is over within this was never busy to them. (Writing the file costs a fourth of what a small request does.)
-const SHOW_BUSY_AFTER: Duration = Duration::from_millis(10);
-
-/// How long a client whose link broke may take to come back before it counts as gone; its process lives.
-const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How often a host that is to be replaced looks whether it can go.
 const LEAVE_LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -122,17 +116,6 @@ pub(super) enum Input {
     Deleted,
 }
 
-/// A client as the driver knows it.
-struct Attached {
-    pid: u32,
-    /// Its stream for replies, while it has one.
-    main: Option<StreamId>,
-    claims: bool,
-}
-
-/// What of the session people look at: its state, how many are attached, the engine's process.
-type Shape = (&'static str, usize, Option<u32>);
-
 struct Driver {
     session: Session,
     status_file: StatusFile,
@@ -177,21 +160,6 @@ struct Driver {
     over: bool,
 }
 
-/// How far a host has come on the way to the next one ([`Effect::ReplaceHost`]).
-#[derive(Debug, PartialEq, Eq)]
-enum Replacement {
-    None,
-    /// The keeper was asked to start it, for this command.
-    Asked(u64),
-    /// The keeper will start it as soon as we end. That is when who asked for it has heard so, and all is out that is
-    /// in memory only; looked at every [`LEAVE_LOOK_EVERY`].
-    Next {
-        asked: Option<StreamId>,
-        /// Who asked has had its time.
-        at_last: Instant,
-    },
-}
-
 /// How a host has ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Over {
@@ -199,13 +167,6 @@ pub(super) enum Over {
     Ended,
     /// For the next one.
     Replaced,
-}
-
-/// The link's socket, and the task that accepts there.
-struct Accepting {
-    /// `None`: there is no socket at the moment.
-    socket: Option<(u64, u64)>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 /// Runs the session until it ends, or another host is to go on with it.
@@ -348,138 +309,7 @@ pub(super) async fn run(
     result.map(|()| Over::Ended)
 }
 
-/// The link's socket, ours alone from its first moment on: its folder is 0700.
-fn bind_link(session: &Session) -> std::io::Result<UnixListener> {
-    let path = session.dir.link_socket();
-    match std::fs::remove_file(&path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
-        Ok(()) | Err(_) => {}
-    }
-    UnixListener::bind(path)
-}
-
 impl Driver {
-    /// The first turn: what an earlier host left is taken over.
-    fn open(&mut self, held: &[(keeper::Stream, Fds)]) -> std::io::Result<()> {
-        let (gap_from, ended) = (
-            self.core.state().last_record,
-            self.core.state().ended.is_some(),
-        );
-        if ended {
-            self.over = true;
-            return Ok(());
-        }
-        for (client, known) in self.core.state().clients.clone() {
-            let claims = known.kind == "launcher";
-            self.clients.insert(
-                client,
-                Attached {
-                    pid: known.pid,
-                    main: None,
-                    claims,
-                },
-            );
-            self.expect(client);
-        }
-        let engine = (
-            self.core.state().generation,
-            self.core.state().engine_pid,
-            self.core.state().engine_start_time,
-        );
-        let effects = self.core.open(std::process::id(), clocks::now());
-        self.turn.take(effects);
-        if let (generation, Some(pid), start_time) = engine {
-            self.adopt(generation, pid, start_time, gap_from, held);
-        }
-        self.status_due = Some(Instant::now());
-        self.commit();
-        Ok(())
-    }
-
-    fn adopt(
-        &mut self,
-        generation: u32,
-        pid: u32,
-        start_time: u64,
-        gap_from: u64,
-        held: &[(keeper::Stream, Fds)],
-    ) {
-        let mut taken = self.taken(generation, held);
-        let lives = ProcessId {
-            pid,
-            start_ticks: start_time,
-        }
-        .is_alive();
-        // Of an engine that has ended meanwhile, what it said is still to be read.
-        if !lives && taken.is_empty() {
-            // How it ended, a keeper that lived on will say with its first word.
-            self.inbox.send_now(Input::Event(Event::EngineEnded {
-                generation,
-                end: None,
-                why: "ended while nobody watched it".into(),
-            }));
-            return;
-        }
-        let why = match taken.get(&Channel::Iopub) {
-            Some(iopub) if iopub.is_full() => Some(
-                "the process that keeps this session was killed and replaced, and the engine said more meanwhile than \
-                 can be held",
-            ),
-            Some(_) => None,
-            None => Some("the process that keeps this session was killed and replaced"),
-        };
-        let gap = why.map(|why| Gap {
-            from: gap_from,
-            why: why.to_owned(),
-        });
-        tracing::info!(engine = pid, without_gap = gap.is_none(), "adopted");
-        self.event(Event::Adopted { gap });
-        let process = Process {
-            id: spawn_id(generation),
-            pid,
-            start_time,
-        };
-        let heard = self.core.state().heard.clone();
-        let stream = |channel| {
-            let position = heard.get(&channel).copied().unwrap_or(0);
-            Stream::new(channel, position, taken.remove(&channel))
-        };
-        match self.engine.adopt(generation, process, stream) {
-            Ok(watch) => self.tell_keeper(watch),
-            Err(why) => self.event(Event::EngineEnded {
-                generation,
-                end: None,
-                why,
-            }),
-        }
-    }
-
-    /// The streams of this engine that the keeper held, as far as they can be gone on with.
-    fn taken(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Taken> {
-        let mut all = HashMap::new();
-        for channel in CHANNELS {
-            let is_it = |(stream, _): &&(keeper::Stream, Fds)| {
-                stream.process == spawn_id(generation) && stream.name == channel.name()
-            };
-            let heard = self.core.state().heard.get(&channel).copied().unwrap_or(0);
-            match held
-                .iter()
-                .find(is_it)
-                .map(|(_, fds)| Taken::new(fds, heard))
-            {
-                Some(Ok(Some(taken))) => drop(all.insert(channel, taken)),
-                Some(Ok(None)) => {
-                    tracing::warn!(?channel, "what was held of the engine is not whole")
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, ?channel, "what was held of the engine cannot be had")
-                }
-                None => {}
-            }
-        }
-        all
-    }
-
     async fn turns(
         &mut self,
         receiver: &mut mpsc::UnboundedReceiver<Queued<Input>>,
@@ -797,28 +627,6 @@ impl Driver {
         }
     }
 
-    /// Asks the keeper for another host in our place. Then all that is in memory only must be out: requests to the
-    /// engine are waited for, people's notifications and commands that wait for an answer are a reason not to.
-    fn replace_by(&mut self, id: u64, program: &str) {
-        let busy = if self.replacement != Replacement::None {
-            Some("it is just being replaced")
-        } else if !self.notifier.is_idle() {
-            Some("a notification is on its way (`notify`); try again in a moment")
-        } else if self.commands.len() > 1 {
-            Some("another command waits for its answer; try again in a moment")
-        } else {
-            None
-        };
-        if let Some(why) = busy {
-            self.answer(id, json!({ "ok": false, "error": why }));
-            return;
-        }
-        self.replacement = Replacement::Asked(id);
-        self.tell_keeper(ToKeeper::HostProgram {
-            program: program.into(),
-        });
-    }
-
     fn tell(&mut self, stream: StreamId, frame: Frame) {
         if let Some(side) = self.streams.get(&stream) {
             let _ = side.send(frame);
@@ -905,91 +713,6 @@ impl Driver {
         }
     }
 
-    /// The link's socket is made (again), and who was served stays served.
-    fn accept(&mut self) -> std::io::Result<()> {
-        self.session
-            .dir
-            .ensure_sockets_dir()
-            .map_err(std::io::Error::other)?;
-        let listener = bind_link(&self.session)?;
-        let socket = ground::identity(&self.session.dir.link_socket());
-        let task = tokio::task::spawn_local(clients::accept(listener, self.inbox.clone()));
-        // The streams of the old one live in it, so it goes on; nobody finds it any more.
-        self.accepting = Accepting { socket, task };
-        Ok(())
-    }
-
-    fn on_deleted(&mut self) {
-        if self.over {
-            return;
-        }
-        if !self.homeless && ground::is_gone(&self.session.dir) {
-            let why = "the session's folder was deleted";
-            tracing::error!("{why}; the session ends when nobody is attached");
-            self.homeless = true;
-            self.log.close(why);
-        }
-        self.log.look_after_file();
-        let there = ground::identity(&self.session.dir.link_socket());
-        if there.is_none() || there != self.accepting.socket {
-            tracing::warn!("the link's socket was deleted; it is made again");
-            if let Err(error) = self.accept() {
-                tracing::error!(%error, "the link's socket cannot be made");
-            }
-        }
-    }
-
-    /// Nobody could ever come back to it.
-    fn end_if_homeless(&mut self) {
-        if self.homeless && self.clients.is_empty() && self.core.state().lifetime.ending.is_none() {
-            self.end("stopped: its folder was deleted");
-        }
-    }
-
-    fn usage_target(&self) -> Target {
-        let state = self.core.state();
-        let engine = self.engine.process();
-        Target {
-            generation: state.generation,
-            roots: Roots {
-                keeper: self.keeper_process.map(|keeper| keeper.pid),
-                host: std::process::id(),
-                engine: engine.map(|process| (process.pid, process.start_time)),
-            },
-            active: state.running().is_some(),
-            seen: (state.last_n, state.info.is_some()),
-            left: (self.core.limits().cpu_budget)
-                .map(|budget| (budget.as_micros() as Micros).saturating_sub(self.core.cpu())),
-        }
-    }
-
-    /// An engine that the last host had asked for, and died before it had noted it: nobody knows of it.
-    fn end_if_stray(&mut self, process: &Process) {
-        let named = ProcessId {
-            pid: process.pid,
-            start_ticks: process.start_time,
-        };
-        if self.is_our_engine(process) || self.engine.watches(process) || !named.is_alive() {
-            return;
-        }
-        tracing::warn!(
-            process = process.id,
-            pid = process.pid,
-            "an engine that is not this session's; killed"
-        );
-        self.tell_keeper(ToKeeper::Signal {
-            pid: process.pid,
-            start_time: process.start_time,
-            signal: libc::SIGKILL,
-            group: true,
-        });
-    }
-
-    fn is_our_engine(&self, process: &Process) -> bool {
-        let state = self.core.state();
-        state.engine_pid == Some(process.pid) && state.engine_start_time == process.start_time
-    }
-
     fn end(&mut self, reason: &str) {
         let command = Command::Stop {
             now: false,
@@ -1000,237 +723,6 @@ impl Driver {
             client: ClientId::nil(),
             command,
         });
-    }
-
-    fn on_open(&mut self, opening: Opening) {
-        let Opening { hello, answer } = opening;
-        if self.over || self.core.state().ended.is_some() {
-            let _ = answer.send(Err(Refusal::Ending));
-            return;
-        }
-        if hello.claim && self.is_claimed_by_other(hello.client) {
-            let _ = answer.send(Err(Refusal::Attached));
-            return;
-        }
-        // The records up to here must be visible to the cursor's idea of "now".
-        self.commit();
-        self.next_stream += 1;
-        let stream = self.next_stream;
-        let (sender, side) = mpsc::unbounded_channel();
-        self.streams.insert(stream, sender);
-        let facts = &self.session.json;
-        let session_id = facts.header_session();
-        let tail = self.log.tail();
-        let seq = tail.last_seq();
-        let cursor = Cursor::new(&hello, &session_id, tail, self.digester.digests());
-        let welcome = Welcome {
-            version: hello.version,
-            session: facts.id.clone(),
-            name: facts.name.clone(),
-            session_id,
-            seq,
-            farside: env!("CARGO_PKG_VERSION").to_owned(),
-        };
-        if hello.replies {
-            let known = self.clients.insert(
-                hello.client,
-                Attached {
-                    pid: hello.pid,
-                    main: Some(stream),
-                    claims: hello.claim,
-                },
-            );
-            if let Some(file) = hello.connection_file {
-                self.connection_file = Some(file);
-            }
-            if known.is_none() {
-                let Some(kind) = Some(hello.kind.clone()) else {
-                    return;
-                };
-                self.event(Event::ClientAttached {
-                    client: hello.client,
-                    kind,
-                    pid: hello.pid,
-                });
-            }
-            if let Some(parent) = hello.parent_pid {
-                self.watch_parent(hello.client, parent);
-            }
-        }
-        let admission = Admission {
-            stream,
-            welcome,
-            cursor,
-            side,
-        };
-        let _ = answer.send(Ok(admission));
-    }
-
-    /// Another launcher has the session, and lives.
-    fn is_claimed_by_other(&mut self, client: ClientId) -> bool {
-        let others: Vec<(ClientId, u32)> = self
-            .clients
-            .iter()
-            .filter(|(other, attached)| **other != client && attached.claims)
-            .map(|(other, attached)| (*other, attached.pid))
-            .collect();
-        for (other, pid) in others {
-            if PidFd::open(pid).is_ok_and(|process| !process.has_ended()) {
-                return true;
-            }
-            self.detach(other, "its process is gone");
-        }
-        false
-    }
-
-    fn watch_parent(&mut self, client: ClientId, parent: u32) {
-        let inbox = self.inbox.clone();
-        match PidFd::open(parent) {
-            Ok(parent) => {
-                tokio::task::spawn_local(async move {
-                    if parent.wait().await.is_ok() {
-                        inbox.send_now(Input::Orphaned { client });
-                    }
-                });
-            }
-            Err(_) => {
-                inbox.send_now(Input::Orphaned { client });
-            }
-        }
-    }
-
-    fn on_closed(&mut self, client: ClientId, stream: StreamId) {
-        self.streams.remove(&stream);
-        let Some(attached) = self.clients.get_mut(&client) else {
-            return;
-        };
-        if attached.main != Some(stream) {
-            return;
-        }
-        attached.main = None;
-        let lives = PidFd::open(attached.pid).is_ok_and(|process| !process.has_ended());
-        if lives && attached.claims {
-            self.expect(client);
-        } else {
-            self.detach(client, "it left");
-        }
-    }
-
-    fn expect(&mut self, client: ClientId) {
-        let inbox = self.inbox.clone();
-        tokio::task::spawn_local(async move {
-            tokio::time::sleep(RETURN_TIMEOUT).await;
-            inbox.send_now(Input::Expected { client });
-        });
-    }
-
-    fn detach(&mut self, client: ClientId, why: &str) {
-        self.clients.remove(&client);
-        self.event(Event::ClientDetached {
-            client,
-            why: why.to_owned(),
-        });
-    }
-
-    /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
-    /// one write in a while.
-    fn show_status(&mut self) {
-        let ((shown, at), shape) = (&self.shown, self.shape());
-        if *shown == shape {
-            self.show_due = None;
-            return;
-        }
-        let next = *at + SHOW_EVERY;
-        let is_busy = shape.0 == "busy" && shown.0 == "idle";
-        match Instant::now() {
-            now if is_busy => {
-                self.show_due.get_or_insert(next.max(now + SHOW_BUSY_AFTER));
-            }
-            now if now < next => self.show_due = Some(next),
-            _ => self.write_status(),
-        }
-    }
-
-    fn shape(&self) -> Shape {
-        let state = self.core.state();
-        (
-            self.core.session_state(),
-            self.clients.len(),
-            state.engine_pid,
-        )
-    }
-
-    fn write_status(&mut self) {
-        self.status_due = None;
-        self.show_due = None;
-        self.shown = (self.shape(), Instant::now());
-        self.status_file.show(self.status());
-    }
-
-    fn status(&self) -> Status {
-        let state = self.core.state();
-        let running = state.running();
-        let lifetime = &state.lifetime;
-        let ends = self.core.ends_at(clocks::now());
-        let seconds = |micros: u64| micros as f64 / 1e6;
-        Status {
-            state: match self.core.session_state() {
-                "starting" => SessionState::Starting,
-                "busy" => SessionState::Busy,
-                "waiting_input" => SessionState::WaitingInput,
-                "ended" => SessionState::of_end(state.ended.as_deref().unwrap_or_default()),
-                _ => SessionState::Idle,
-            },
-            attached: self.clients.len() as u32,
-            executions: state.last_n,
-            last_activity: (state.last_activity > 0).then_some(state.last_activity),
-            ends_at: ends.map(|(at, _)| at),
-            ended_at: state.ended.is_some().then_some(state.last_record),
-            end_reason: state.ended.clone(),
-            host: self.process,
-            keeper: self.keeper_process,
-            engine: state.engine_pid.map(|pid| ProcessId {
-                pid,
-                start_ticks: state.engine_start_time,
-            }),
-            busy_since: running.and_then(|(_, execution)| execution.started),
-            running: running.map(|(n, _)| n),
-            ends_by: ends.map(|(_, kind)| kind.name().to_owned()),
-            code: running.map(|(_, execution)| execution.code.clone()),
-            outputs: state.outputs,
-            output_bytes: state.output_bytes,
-            cpu_seconds: seconds(self.core.cpu()),
-            cpu_seconds_left: self
-                .core
-                .limits()
-                .cpu_budget
-                .map(|budget| (budget.as_secs_f64() - seconds(self.core.cpu())).max(0.0)),
-            memory_bytes: self.core.memory_bytes(),
-            memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
-            gpu_memory_bytes: self.core.gpu_memory_bytes(),
-            unresponsive_since: lifetime.unresponsive_since,
-            engine_end: state.engine_end.clone(),
-            connection_file: self.connection_file.clone(),
-        }
-    }
-
-    /// Whether the next host can go on from here.
-    fn may_leave(&self) -> bool {
-        let Replacement::Next { asked, at_last } = &self.replacement else {
-            return false;
-        };
-        let is_told = asked.is_none_or(|stream| !self.streams.contains_key(&stream));
-        (is_told || Instant::now() >= *at_last) && self.engine.unsent_bytes() == 0
-    }
-
-    /// The next host finds all of it in the journal, and the engine's streams with the keeper.
-    fn leave(mut self) {
-        tracing::info!("making room for another host");
-        self.commit();
-        self.compaction.finish();
-        self.lookups.finish();
-        self.digester.finish();
-        self.status_file.finish();
     }
 
     /// The session has ended: the index is brought up to date, the last word is written, and all hear of it. What
