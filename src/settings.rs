@@ -244,7 +244,7 @@ pub const SETTINGS: &[Setting] = &[
         "journal-bytes-max",
         "2G",
         Form::BytesOrNone,
-        "How much a session's journal may take; past it, outputs of finished executions are compacted, the oldest first",
+        "How much a session's journal may take; past half of it, outputs of finished executions are compacted, the oldest first",
     ),
     setting(
         "durability",

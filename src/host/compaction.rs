@@ -200,8 +200,8 @@ impl Worker {
         self.waits_for = None;
         // What can be made again goes first.
         digest::remove_all(&self.dir)?;
-        // Nobody waits for it, until nothing more would fit. (A thread that has given way cannot take that back.)
-        let gives_way = before <= self.bound;
+        // Nobody waits for it, until little more would fit. (A thread that has given way cannot take that back.)
+        let gives_way = before <= self.bound / 4 * 3;
         let round = std::thread::scope(|scope| {
             let round = scope.spawn(|| {
                 if gives_way {

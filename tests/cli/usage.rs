@@ -215,7 +215,7 @@ fn config_shows_where_values_come_from() {
     notify_after 10m default Tell of an execution's end if it took longer, or if nobody was attached
     keep_records 14d default How long the records of an ended session are kept
     keep_records_bytes 10G default How much all sessions' records may take; those of the longest ended sessions go first
-    journal_bytes_max 2G default How much a session's journal may take; past it, outputs of finished executions are compacted, the oldest first
+    journal_bytes_max 2G default How much a session's journal may take; past half of it, outputs of finished executions are compacted, the oldest first
     durability process default What an output survives from the moment a frontend has it: the death of any process, or a power cut too
     engine_start_timeout 60s default How long an engine may take to answer for the first time
     engine_transport auto default How farside talks to the engine (auto: ipc where the engine can)
