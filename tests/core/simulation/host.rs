@@ -125,7 +125,6 @@ impl Simulation {
                     farsides || asked,
                     "to the engine before it is in the journal"
                 );
-                self.check_subshell_of(&message);
                 let Some(engine) = &mut self.engine else {
                     return;
                 };

@@ -187,6 +187,8 @@ struct Simulation {
     subshells: BTreeMap<String, BTreeSet<usize>>,
     /// Those that farside has deleted, as its host knows.
     deleted_subshells: BTreeSet<String>,
+    /// By the core, though the reply may not be in the journal yet: msg_id and type of the request.
+    answered: BTreeSet<(String, String)>,
     over: bool,
     engine_died: bool,
     host_died: bool,
@@ -234,6 +236,7 @@ impl Simulation {
             engine_messages: 0,
             subshells: BTreeMap::new(),
             deleted_subshells: BTreeSet::new(),
+            answered: BTreeSet::new(),
             over: false,
             engine_died: false,
             host_died: false,

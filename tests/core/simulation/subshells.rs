@@ -6,7 +6,7 @@ use farside::journal::record::{Body, Note, Record};
 use farside::session::clock::Now;
 use farside::session::core::Facts;
 use farside::session::event::{Effect, Event};
-use farside::wire::{Channel, Message};
+use farside::wire::{Channel, Header, Message};
 use serde_json::{Value, json};
 
 use super::Simulation;
@@ -173,7 +173,7 @@ impl Simulation {
     // The host.
 
     /// Nothing goes to a subshell that farside has deleted.
-    pub(super) fn check_subshell_of(&self, message: &Message) {
+    fn check_subshell_of(&self, message: &Message) {
         if let Some(id) = message.header().unwrap().subshell_id {
             assert!(
                 !self.deleted_subshells.contains(id.as_ref()),
@@ -184,11 +184,24 @@ impl Simulation {
 
     pub(super) fn check_deletions(&mut self, effects: &[Effect]) {
         for effect in effects {
-            if let Effect::ToEngine(Channel::Control, message) = effect
-                && message.header().unwrap().msg_type == "delete_subshell_request"
-                && message.header().unwrap().session_id == SESSION_ID
-            {
-                self.check_deletion(message);
+            match effect {
+                Effect::Record(Record {
+                    body: Body::Reply { message, .. },
+                    ..
+                }) => {
+                    if let Some(request) = message.parent() {
+                        self.answered.insert(name(&request));
+                    }
+                }
+                Effect::ToEngine(channel, message) => {
+                    self.check_subshell_of(message);
+                    let header = message.header().unwrap();
+                    let deletes = header.msg_type == "delete_subshell_request";
+                    if *channel == Channel::Control && deletes && header.session_id == SESSION_ID {
+                        self.check_deletion(message);
+                    }
+                }
+                _ => {}
             }
         }
     }
@@ -204,9 +217,10 @@ impl Simulation {
         }
         let waits = (self.asked.iter()).find(|asked| {
             let header = asked.request.header().unwrap();
-            header.subshell_id.is_some_and(|other| other == id)
+            header.subshell_id.as_deref() == Some(id.as_str())
                 && header.msg_type.ends_with("_request")
                 && self.recorded.contains(&identity(&asked.request))
+                && !self.answered.contains(&name(&header))
                 && !self
                     .watch
                     .has_reply(asked.client, asked.channel, &asked.request)
@@ -263,4 +277,8 @@ impl Simulation {
         let left: Vec<&str> = self.core.state().subshells.ids().collect();
         assert_eq!(left, [""; 0], "nobody uses them, and they stay");
     }
+}
+
+fn name(header: &Header<'_>) -> (String, String) {
+    (header.msg_id.to_string(), header.msg_type.to_string())
 }
