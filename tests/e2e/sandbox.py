@@ -554,6 +554,16 @@ class Sandbox:
         """The journal as `farside logs --json` shows it."""
         return [json.loads(line) for line in self.cli("logs", session_id, "--json", check=True)[1].splitlines()]
 
+    def journal_bytes(self) -> int:
+        """Of the segments of all sessions."""
+        total, paths = 0, list(self.state.glob("*/journal/*.seg"))
+        assert paths, "no session has a journal"
+        for path in paths:
+            # They come and go.
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
     def executions(self, session_id: str) -> list[dict]:
         return self.json("history", session_id)
 

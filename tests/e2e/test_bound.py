@@ -24,12 +24,6 @@ def bounded(sandbox: Sandbox) -> Launcher:
     return sandbox.launch()
 
 
-def journal_bytes(sandbox: Sandbox, session: str) -> int:
-    folders = list(sandbox.state.rglob(f"{session}/journal"))
-    assert len(folders) == 1, folders
-    return sum(f.stat().st_size for f in folders[0].glob("*.seg"))
-
-
 def run(client: Client, name: str, lines: int = LINES) -> None:
     code = PRINTS.format(name=name, lines=lines)
     result = client.run(code, seconds=120)
@@ -46,7 +40,7 @@ def test_the_journal_stays_below_its_bound(sandbox: Sandbox, bounded: Launcher) 
     for n in range(1, 9):
         run(client, f"run{n}")
     session = sandbox.session()["id"]
-    wait_until(lambda: journal_bytes(sandbox, session) <= BOUND, "the journal to be below its bound", seconds=60)
+    wait_until(lambda: sandbox.journal_bytes() <= BOUND, "the journal to be below its bound", seconds=60)
     assert compactions(sandbox, session)
     # Nothing of it looks like a loss, and the history is what it was.
     assert not [r for r in sandbox.records(session) if r["kind"] == "gap"]
@@ -75,7 +69,7 @@ def test_a_host_may_die_while_it_compacts(sandbox: Sandbox, bounded: Launcher) -
         sandbox.wait_session(lambda s: s["host_pid"] not in (None, host), "a new host")
     session = sandbox.session()["id"]
     run(client, "end")
-    wait_until(lambda: journal_bytes(sandbox, session) <= BOUND, "the journal to be below its bound", seconds=60)
+    wait_until(lambda: sandbox.journal_bytes() <= BOUND, "the journal to be below its bound", seconds=60)
     executions = [e for e in sandbox.executions(session) if "run" in e["code"] or "end" in e["code"]]
     for e, name in zip(executions, [*(f"run{n}" for n in range(1, 4)), "end"], strict=True):
         text = sandbox.cli("logs", session, str(e["n"]), check=True)[1]
@@ -96,7 +90,7 @@ def test_of_a_running_cell_the_end_stays(sandbox: Sandbox, bounded: Launcher) ->
     msg_id = client.execute(code)
     client.wait_text(msg_id, "the end\n", seconds=120)
     session = sandbox.session()["id"]
-    wait_until(lambda: journal_bytes(sandbox, session) <= BOUND, "the journal to be below its bound", seconds=60)
+    wait_until(lambda: sandbox.journal_bytes() <= BOUND, "the journal to be below its bound", seconds=60)
     text = sandbox.cli("logs", session, check=True)[1]
     assert "row 0 ." in text and "journal_bytes_max" in text and text.rstrip().endswith("the end")
     kept = [int(i) for i in re.findall(r"^row (\d+) ", text, re.M)]

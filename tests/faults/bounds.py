@@ -66,15 +66,6 @@ def memory_of(*pids: int) -> Callable[[], int]:
     return lambda: sum(map(resident_bytes, pids))
 
 
-def journal_bytes(sandbox: Sandbox) -> int:
-    """What the segments of all sessions take on the disk."""
-    total = 0
-    for path in sandbox.state.glob("*/journal/*"):
-        with suppress(OSError):
-            total += path.stat().st_blocks * 512
-    return total
-
-
 @dataclass
 class Flood:
     megabytes: int
@@ -176,7 +167,7 @@ def flood(sandbox: Sandbox, megabytes: int, size: int = 50_000) -> Flood:
     try:
         stalled.stop(signal.SIGSTOP)
         began = time.monotonic()
-        memory, disk = Peak(memory_of(launcher.pid, host)), Peak(lambda: journal_bytes(sandbox), every=0.2)
+        memory, disk = Peak(memory_of(launcher.pid, host)), Peak(sandbox.journal_bytes, every=0.2)
         with memory, disk:
             running = client.send(
                 "shell", "execute_request", {"code": FLOOD.format(count=count, size=size), "silent": False}

@@ -174,11 +174,8 @@ def tiny(sandbox: Sandbox, messages: int, rng: random.Random, cell: int | None =
     killed_in = int(cells * rng.uniform(*KILLED_AT))
 
     def journal_bytes() -> int:
-        now = 0
-        # Segments come and go.
-        with suppress(FileNotFoundError):
-            now = sum(path.stat().st_size for path in journal.glob("*.seg"))
-            done.journal_bytes = max(done.journal_bytes, now)
+        now = sandbox.journal_bytes()
+        done.journal_bytes = max(done.journal_bytes, now)
         return now
 
     try:
