@@ -4,7 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::host::digest::Digester;
-use crate::host::log::{Appended, Log, is_large};
+use crate::host::log::{Appended, Log, appending, is_large};
 use crate::host::source::BATCH_BYTES_MAX;
 use crate::journal::record::{Micros, Note};
 use crate::journal::{Writer, WriterOptions};
@@ -722,7 +722,7 @@ fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = new_log(dir.path());
     assert!(is_large(&huge(1)) && !is_large(&large(1)));
-    block_on(async {
+    appending::block_on(async |held| {
         append(&mut log, vec![large(1)]);
         let mut tail = log.tail();
         let mut reader = cursor(&log, from_the_start());
@@ -733,6 +733,7 @@ fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
             assert_eq!(read_until(&mut reader, 2).await, [2]);
             assert_eq!(tail.last_seq(), 1);
             assert!(is_pending(std::pin::pin!(tail.wait_tried(2))).await);
+            drop(held);
             assert!(matches!(appending.await, Appended::Kept));
         }
         assert_eq!(tail.last_seq(), 2);
@@ -752,12 +753,13 @@ fn a_large_record_is_shown_while_it_is_appended_and_counts_only_then() {
 fn what_is_being_appended_stays_in_memory_whatever_comes_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = new_log(dir.path());
-    block_on(async {
+    appending::block_on(async |held| {
         let mut reader = cursor(&log, from_the_start());
         // More than stays in memory otherwise, and not in the files yet.
         let mut appending = std::pin::pin!(log.append_apart(vec![huge(1), huge(2), huge(3)]));
         assert!(is_pending(appending.as_mut()).await);
         assert_eq!(read_until(&mut reader, 3).await, [1, 2, 3]);
+        drop(held);
         assert!(matches!(appending.await, Appended::Kept));
     });
     assert_eq!(log.tail().first_in_memory(), Some(3));

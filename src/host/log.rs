@@ -389,3 +389,26 @@ fn cost(record: &Record) -> usize {
     };
     message + RECORD_BYTES
 }
+
+/// For tests of what can be seen while a record is appended.
+#[cfg(test)]
+pub mod appending {
+    use std::sync::mpsc;
+
+    /// Holds the thread of [`Log::append_apart`](super::Log::append_apart) as long as it lives.
+    pub struct Held(#[expect(dead_code, reason = "its end is what counts")] mpsc::Sender<()>);
+
+    /// Runs a test in which no append apart comes to its end before the test lets go of it.
+    pub fn block_on<T, F: Future<Output = T>>(test: impl FnOnce(Held) -> F) -> T {
+        tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(async {
+                let (held, release) = mpsc::channel();
+                tokio::task::spawn_blocking(move || release.recv());
+                test(Held(held)).await
+            })
+    }
+}
