@@ -208,7 +208,7 @@ pub fn place(connection: &Connection) -> rusqlite::Result<Option<Place>> {
         .optional()
 }
 
-/// Nothing counts as taken in until the next [`write`].
+/// Nothing counts as taken in until the next [`write()`].
 pub fn forget_place(connection: &Connection) -> rusqlite::Result<()> {
     connection.execute("DELETE FROM indexed", []).map(drop)
 }

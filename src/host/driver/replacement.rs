@@ -7,14 +7,14 @@ use super::Driver;
 use crate::host::clients::StreamId;
 use crate::keeper::ToKeeper;
 
-/// How far a host has come on the way to the next one ([`Effect::ReplaceHost`]).
+/// How far a host has come on the way to the next one ([`ReplaceHost`](crate::session::event::Effect::ReplaceHost)).
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Replacement {
     None,
     /// The keeper was asked to start it, for this command.
     Asked(u64),
     /// The keeper will start it as soon as we end. That is when who asked for it has heard so, and all is out that is
-    /// in memory only; looked at every [`LEAVE_LOOK_EVERY`].
+    /// in memory only; looked at every [`LEAVE_LOOK_EVERY`](super::LEAVE_LOOK_EVERY).
     Next {
         asked: Option<StreamId>,
         /// Who asked has had its time.
