@@ -1,16 +1,19 @@
 //! What the engine's processes use: reads /proc now and then, and tells the core.
 //!
-//! Who belongs to the engine and what counts is [`Tree`]'s business. Here is when a snapshot is taken, how, and what
-//! memory is. Reading all of /proc costs about 10 us a process of the machine, in a thread of its own.
+//! Who belongs to the engine and what counts is [`Tree`]'s business, and how a snapshot is taken [`snapshot`]'s. Here is
+//! when, and what memory is. The first snapshot of an engine is of all of /proc. Those after it are of the session's own
+//! processes, unless somebody who belongs to the engine was found elsewhere than below the session's keeper, or the
+//! keeper is gone. Each is taken in a thread of its own.
 //!
 //! **Memory** is resident memory, where the engine is one process. Of several each one's proportional share (PSS)
 //! counts, for processes forked from a large one share its pages, and eight workers would seem to need eight times as
 //! much. The system counts that page by page (about 12 ms for a GB), so small ones are taken as they are, and it is
 //! not done more often than every [`SHARES_EVERY`]; in between, the last known proportion is used.
 
+mod snapshot;
+
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
-use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -22,16 +25,13 @@ use super::gpu::Gpu;
 use super::inbox::Inbox;
 use crate::journal::record::{ExecutionNumber, Micros};
 use crate::session::event::{Event, Usage};
-use crate::session::usage::{ProcessStat, Roots, Sample, Tree, Units, interval, is_quiet};
+use crate::session::usage::{ProcessStat, Roots, Sample, Tree, interval, is_quiet};
 
 /// Below this a process's resident memory is taken as its own.
 const SHARED_FROM_BYTES: u64 = 32 << 20;
 
 /// How often at most shares are counted.
 const SHARES_EVERY: Duration = Duration::from_secs(5);
-
-/// A line of /proc/PID/stat is below 400 bytes.
-const STAT_BYTES: usize = 1024;
 
 /// What to look at, as of now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -109,12 +109,16 @@ impl Sampler {
     }
 
     /// The last figures of an engine that has just ended, while its processes' ends can still be seen. Reads /proc in
-    /// this thread: a few milliseconds, once an engine.
+    /// this thread.
+    ///
+    /// The family is enough for it where it was enough before: what the engine left has come to the keeper. It is also
+    /// the better one while processes end all the time, for parents are always read before their children. Somebody
+    /// that nobody has seen before may be missed as at any look, and counts for the engine that comes after.
     pub fn last_look(&self) -> Option<Usage> {
         let target = *self.target.borrow();
         target.roots.engine?;
-        let table = scan().ok()?;
         let inner = &mut *self.inner.borrow_mut();
+        let table = snapshot::take(inner.tree.family(&target.roots).as_ref()).ok()?;
         inner.next += 1;
         inner.newest = inner.next;
         let sample = inner.step(&target, &table);
@@ -191,16 +195,16 @@ async fn run(inner: Rc<RefCell<Inner>>, mut changes: watch::Receiver<Target>, in
         last = Some(target);
         let time = last_at.map(|at| at.elapsed()).unwrap_or_default();
         last_at = Some(Instant::now());
-        let number = {
+        let (number, family) = {
             let inner = &mut *inner.borrow_mut();
             inner.next += 1;
-            inner.next
+            (inner.next, inner.tree.family(&target.roots))
         };
-        let scanned = tokio::task::spawn_blocking(move || {
+        let taken = tokio::task::spawn_blocking(move || {
             let since = Instant::now();
-            (scan(), since.elapsed())
+            (snapshot::take(family.as_ref()), since.elapsed())
         });
-        let table = match scanned.await {
+        let table = match taken.await {
             Ok((Ok(table), took)) => {
                 cost = took;
                 failing = false;
@@ -293,38 +297,6 @@ fn share(pid: u32) -> Option<f64> {
     };
     let (resident, proportional) = (field("Rss:")?, field("Pss:")?);
     (resident > 0).then(|| (proportional as f64 / resident as f64).min(1.0))
-}
-
-/// All processes that can be seen.
-fn scan() -> io::Result<Vec<ProcessStat>> {
-    let units = units();
-    let mut pids: Vec<u32> = std::fs::read_dir("/proc")?
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
-    // Parents before their children, as a rule: a child that ends meanwhile is then in neither's time, and turns up
-    // next time, rather than in both.
-    pids.sort_unstable();
-    let mut buffer = [0; STAT_BYTES];
-    // Those that are gone meanwhile are gone.
-    Ok((pids.into_iter())
-        .filter_map(|pid| {
-            let mut file = std::fs::File::open(format!("/proc/{pid}/stat")).ok()?;
-            let length = file.read(&mut buffer).ok()?;
-            ProcessStat::parse(&buffer[..length], units)
-        })
-        .collect())
-}
-
-fn units() -> Units {
-    // SAFETY: takes an integer.
-    let setting = |name| unsafe { libc::sysconf(name) };
-    Units {
-        tick: 1_000_000
-            / u64::try_from(setting(libc::_SC_CLK_TCK))
-                .unwrap_or(100)
-                .max(1),
-        page_bytes: u64::try_from(setting(libc::_SC_PAGESIZE)).unwrap_or(4096),
-    }
 }
 
 /// Whether this is the keeper or the host of another session, by its command line ([`crate::keeper`]) and the session

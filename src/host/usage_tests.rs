@@ -5,10 +5,15 @@ use std::io::{BufRead as _, BufReader, Lines, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 
+use super::snapshot::{scan, take, walk};
 use super::*;
+use crate::session::usage::Family;
 
 /// Makes this program's next run of [`the_keeper`] one.
 const ROLE: &str = "FARSIDE_TEST_USAGE_KEEPER";
+
+/// Makes this program's next run of [`the_forker`] one.
+const FORKER: &str = "FARSIDE_TEST_USAGE_FORKER";
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -51,6 +56,32 @@ fn the_keeper() {
     loop {
         std::thread::park();
     }
+}
+
+/// Not a test of its own: a process whose child is another thread's than the first. Both stay until `end`.
+#[test]
+fn the_forker() {
+    if std::env::var_os(FORKER).is_none() {
+        return;
+    }
+    let thread = std::thread::spawn(|| {
+        let mut child = Command::new("cat").arg("end").spawn().unwrap();
+        // SAFETY: no arguments.
+        let thread = unsafe { libc::gettid() };
+        assert!(list_of(thread as u32).contains(&child.id()));
+        assert!(!list_of(std::process::id()).contains(&child.id()));
+        // libtest's own words may stand in the same line.
+        println!("\nthere");
+        child.wait().unwrap();
+    });
+    thread.join().unwrap();
+}
+
+/// Of this process: the children of one of its threads.
+fn list_of(thread: u32) -> Vec<u32> {
+    let list = std::fs::read_to_string(format!("/proc/self/task/{thread}/children")).unwrap();
+    let pids = list.split_ascii_whitespace();
+    pids.map(|pid| pid.parse().unwrap()).collect()
 }
 
 struct World {
@@ -126,9 +157,13 @@ impl World {
     }
 
     fn look(&mut self) -> Sample {
-        let table = scan().unwrap();
+        let table = take(self.tree.family(&self.roots).as_ref()).unwrap();
+        self.step(&table)
+    }
+
+    fn step(&mut self, table: &[ProcessStat]) -> Sample {
         let dir = self.dir.path();
-        (self.tree).step(&self.roots, &table, |process| is_foreign(process.pid, dir))
+        (self.tree).step(&self.roots, table, |process| is_foreign(process.pid, dir))
     }
 }
 
@@ -140,7 +175,8 @@ impl Drop for World {
             .write(true)
             .open(self.dir.path().join("end"));
         self.input = None;
-        for (pid, _) in self.look().resident {
+        let table = scan().unwrap();
+        for (pid, _) in self.step(&table).resident {
             let _ = crate::process::signal(pid, libc::SIGKILL);
         }
         let _ = self.keeper.kill();
@@ -208,6 +244,157 @@ fn a_tree_of_real_processes_adds_up() {
     let apart = sample.cpu.abs_diff(used);
     assert!(apart <= 200_000, "{} and {used}", sample.cpu);
     assert!(used >= 7 * 30_000);
+}
+
+fn pids(sample: &Sample) -> Vec<u32> {
+    sample.resident.iter().map(|(pid, _)| *pid).collect()
+}
+
+/// Looks again until it is so. What was started a moment ago may fork once more, or be about to end.
+fn until<T>(mut look: impl FnMut() -> Result<T, String>) -> T {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(why) => assert!(Instant::now() < until, "{why}"),
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whoever is found by going from parents to children, is found in all of /proc, and the other way round.
+#[test]
+fn a_family_has_the_members_that_the_whole_table_has() {
+    let mut world = World::new();
+    let mut by_scan = Tree::new(1, 0);
+    assert_eq!(world.look().resident.len(), 1, "the engine");
+    let forker = format!(
+        "{FORKER}=1 '{}' --exact host::usage::tests::the_forker --nocapture &",
+        std::env::current_exe().unwrap().display()
+    );
+    let rest = "echo there; exec cat end";
+    let acts = [
+        // A child with one of its own.
+        (format!("sh -c 'sh -c \"{rest}\"; :' &"), 2),
+        // A daemon in a session of its own whose parent has ended, with a child.
+        (format!("(setsid sh -c 'cat end & {rest}' &)"), 2),
+        (forker, 2),
+    ];
+    let mut expected = 1;
+    for (act, more) in acts {
+        world.start(&act);
+        expected += more;
+        until(|| {
+            let Some(family) = world.tree.family(&world.roots) else {
+                world.look();
+                return Err("somebody is not below the keeper".into());
+            };
+            let walked = walk(&family).unwrap().unwrap();
+            let walked = pids(&world.step(&walked));
+            let scanned = scan().unwrap();
+            let dir = world.dir.path();
+            let is_foreign = |process: &ProcessStat| is_foreign(process.pid, dir);
+            let scanned = pids(&by_scan.step(&world.roots, &scanned, is_foreign));
+            let same = walked == scanned && walked.len() == expected;
+            let why = || format!("{act}: {walked:?} {scanned:?}, not {expected}");
+            same.then_some(()).ok_or_else(why)
+        });
+    }
+}
+
+/// Whoever is missing counts as gone, and all that it used counts again when it turns up again.
+#[test]
+fn whoever_is_known_is_read_wherever_it_is() {
+    let mut world = World::new();
+    world.look();
+    // Children of ours, which no list of the keeper's family has.
+    let sleeper = |command: &str| {
+        let mut child = Command::new("sh")
+            .args(["-c", command])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap())
+            .read_line(&mut line)
+            .unwrap();
+        (child, line.trim().parse::<u32>().unwrap_or_default())
+    };
+    let (mut parent, below) = sleeper("sh -c 'echo $$; read -r line'; :");
+    let (mut other, _) = sleeper("echo there; read -r line");
+    let id = |pid| (pid, crate::process::start_time(pid).unwrap());
+    let mut family = world.tree.family(&world.roots).unwrap();
+    let found = |family: &Family| {
+        let table = walk(family).unwrap().unwrap();
+        let mut pids: Vec<u32> = table.iter().map(|process| process.pid).collect();
+        pids.sort_unstable();
+        assert!(pids.is_sorted_by(|a, b| a < b), "each once: {pids:?}");
+        pids
+    };
+    let without = found(&family);
+    let (keeper, engine) = (world.keeper.id(), world.roots.engine.unwrap().0);
+    let mut expected = vec![keeper, world.roots.host, engine];
+    expected.sort_unstable();
+    assert_eq!(without, expected);
+
+    family.known.push(id(parent.id()));
+    // Its number is somebody else's by now.
+    let (pid, start_time) = id(other.id());
+    family.known.push((pid, start_time - 1));
+    // It has ended.
+    family.known.push((u32::MAX, 1));
+    let with = found(&family);
+    for child in [&mut parent, &mut other] {
+        drop(child.stdin.take());
+        child.wait().unwrap();
+    }
+    expected.extend([parent.id(), below]);
+    expected.sort_unstable();
+    assert_eq!(with, expected);
+}
+
+/// An orphan went to init while its keeper was dead, and no list of the next one has it.
+#[test]
+fn without_the_keeper_that_it_began_with_the_whole_table_is_looked_at() {
+    let mut world = World::new();
+    assert_eq!(world.tree.family(&world.roots), None, "at first");
+    let engine = world.roots.engine.unwrap().0;
+    assert_eq!(pids(&world.look()), [engine]);
+    let family = world.tree.family(&world.roots).unwrap();
+    let no_keeper = Roots {
+        keeper: None,
+        ..world.roots
+    };
+    assert_eq!(world.tree.family(&no_keeper), None);
+    let has = |family: &Family, pid| {
+        let table = take(Some(family)).unwrap();
+        table.iter().any(|process| process.pid == pid)
+    };
+    let stranger = crate::process::parent_pid();
+    assert!(!has(&family, stranger), "the family is enough");
+    // Another process has the keeper's number.
+    let (keeper, start_time) = family.keeper;
+    let other = Family {
+        keeper: (keeper, start_time + 1),
+        ..family.clone()
+    };
+    assert!(has(&other, stranger) && has(&other, engine));
+
+    world.keeper.kill().unwrap();
+    world.keeper.wait().unwrap();
+    assert_eq!(walk(&family).unwrap(), None);
+    // In its place comes one that is above nobody.
+    let mut next = Command::new("cat").stdin(Stdio::piped()).spawn().unwrap();
+    world.roots.keeper = Some(next.id());
+    for orphans in 1..4 {
+        world.start("( (echo there; exec cat end) & )");
+        let found = pids(&world.look());
+        assert_eq!(found.len(), 1 + orphans, "{found:?}");
+        assert_eq!(world.tree.family(&world.roots), None);
+    }
+    drop(next.stdin.take());
+    next.wait().unwrap();
 }
 
 #[test]

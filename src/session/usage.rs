@@ -13,6 +13,10 @@
 //! an orphan's has gone to the keeper's. So what each survivor's waited-for time grew by is compared with what was
 //! known of those that vanished below it, and only what is new in it counts. What is missed is what a process used
 //! between the last snapshot and its end where nobody waited for it. Nothing is counted twice.
+//!
+//! **Snapshots** need not be of the whole table ([`Tree::family`]). A process that nobody knows yet may be missing from
+//! one, with all below it, and counts when it turns up. One that is known may not, while it lives: it would be taken
+//! for gone, and count anew at the next one.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -27,7 +31,7 @@ pub const ACTIVE_EVERY: Duration = Duration::from_secs(5);
 pub const IDLE_EVERY: Duration = Duration::from_secs(30);
 
 /// And twice as long after each look that found nothing new, so many times: a hundred sessions that do nothing must not
-/// read /proc all the time.
+/// look all the time.
 const QUIET_DOUBLINGS_MAX: u32 = 3;
 
 /// However little budget is left: the CPU's own accounting has a grain of 10 ms.
@@ -39,6 +43,9 @@ const LOOKS_PER_BUDGET: u32 = 4;
 /// Taking a snapshot takes at most one part in so many of one CPU, on a machine with many thousand processes too.
 const COST_SHARE: u32 = 50;
 
+/// What names a process for good: its id and its start time.
+pub type Id = (u32, u64);
+
 /// A process as the table has it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ProcessStat {
@@ -48,6 +55,8 @@ pub struct ProcessStat {
     pub start_time: u64,
     /// Its parent's id.
     pub parent: u32,
+    /// How many threads it has.
+    pub threads: u32,
     /// The unix session it is in.
     pub session: u32,
     /// CPU time of all of its threads, ended ones too.
@@ -74,8 +83,19 @@ pub struct Roots {
     pub keeper: Option<u32>,
     /// The session's host.
     pub host: u32,
-    /// The engine, while it lives: process id and start time.
-    pub engine: Option<(u32, u64)>,
+    /// The engine, while it lives.
+    pub engine: Option<Id>,
+}
+
+/// Whom a snapshot has to hold that is not of the whole table: these, and all below them but for the host's own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Family {
+    /// The session's keeper. Without it the table is not whole.
+    pub keeper: Id,
+    /// The session's host.
+    pub host: u32,
+    /// Who belonged to the engine, or to a session that was started below it, at the last snapshot; the oldest first.
+    pub known: Vec<Id>,
 }
 
 /// What is used at a snapshot's time.
@@ -100,13 +120,13 @@ pub struct Tree {
     ours: HashMap<Id, Seen>,
     foreign: HashMap<Id, Seen>,
     keeper: Option<(Id, Micros)>,
+    /// The roots at the last snapshot, where the engine and all that belonged to it were below the keeper.
+    gathered: Option<Roots>,
     /// Of processes that vanished at the last snapshot, what nobody's waited-for time had yet.
     debts: Vec<(Id, Micros)>,
     /// Below these something foreign ended at the last snapshot.
     tainted: HashSet<Id>,
 }
-
-type Id = (u32, u64);
 
 #[derive(Debug, Clone, Copy)]
 struct Seen {
@@ -147,8 +167,26 @@ impl Tree {
         self.cpu.max(self.floor) - self.begun_at
     }
 
-    /// Takes in a snapshot of the whole table. `is_foreign` is asked once for each process that would come to belong
-    /// to the engine: whether it is the keeper or host of another session.
+    /// What the next snapshot may be confined to; `None`: it has to be of the whole table.
+    ///
+    /// Who is below the keeper stays there, with all that it starts, for as long as the keeper lives: an orphan goes to
+    /// the nearest subreaper above it. So where everybody was there, nobody can be elsewhere, a daemon neither. The engine
+    /// of a keeper that was killed is below no keeper any more. What it leaves behind goes to init, and only the unix
+    /// session tells whose it is.
+    pub fn family(&self, roots: &Roots) -> Option<Family> {
+        let (keeper, _) = self.keeper.filter(|_| self.gathered == Some(*roots))?;
+        let known = self.ours.keys().chain(self.foreign.keys());
+        let mut known: Vec<Id> = known.copied().collect();
+        known.sort_unstable_by_key(|(pid, start_time)| (*start_time, *pid));
+        Some(Family {
+            keeper,
+            host: roots.host,
+            known,
+        })
+    }
+
+    /// Takes in a snapshot: of the whole table, or of what [`Self::family`] said last. `is_foreign` is asked once for
+    /// each process that would come to belong to the engine: whether it is the keeper or host of another session.
     pub fn step(
         &mut self,
         roots: &Roots,
@@ -162,6 +200,7 @@ impl Tree {
         self.ours = ours.iter().map(|p| (p.id(), p.seen())).collect();
         self.foreign = foreign.iter().map(|p| (p.id(), p.seen())).collect();
         self.keeper = keeper.map(|p| (p.id(), p.waited_cpu));
+        self.gathered = is_gathered(roots, &table, &ours).then_some(*roots);
         Sample {
             cpu: self.cpu(),
             resident: ours.iter().map(|p| (p.pid, p.resident_bytes)).collect(),
@@ -319,6 +358,18 @@ impl Tree {
     }
 }
 
+/// Whether the engine is there, and all that belong to it are below the keeper, not by way of the host.
+fn is_gathered(roots: &Roots, table: &Table<'_>, ours: &[&ProcessStat]) -> bool {
+    let mut below = HashSet::new();
+    let mut waiting: Vec<u32> = roots.keeper.into_iter().collect();
+    while let Some(pid) = waiting.pop() {
+        let children = table.children(pid).map(|child| child.pid);
+        waiting.extend(children.filter(|child| *child != roots.host && below.insert(*child)));
+    }
+    let is_there = ours.iter().any(|p| roots.engine == Some(p.id()));
+    is_there && ours.iter().all(|p| below.contains(&p.pid))
+}
+
 /// The nearest ancestor that is still there of a process that vanished; the keeper, where none is.
 fn survivor(
     id: Id,
@@ -414,6 +465,7 @@ impl ProcessStat {
             pid: pid.parse().ok()?,
             start_time: number(22)?,
             parent: number(4)?.try_into().ok()?,
+            threads: number(20)?.try_into().ok()?,
             // Negative for some kernel threads of some kernels.
             session: number(6).and_then(|id| id.try_into().ok()).unwrap_or(0),
             own_cpu: ticks(14)?.saturating_add(ticks(15)?),
@@ -425,7 +477,8 @@ impl ProcessStat {
         })
     }
 
-    fn id(&self) -> Id {
+    /// What names it for good.
+    pub fn id(&self) -> Id {
         (self.pid, self.start_time)
     }
 

@@ -15,6 +15,7 @@ fn process(pid: u32, parent: u32, own: Micros, waited: Micros) -> ProcessStat {
         pid,
         start_time: u64::from(pid) * 100,
         parent,
+        threads: 1,
         session: if pid < ENGINE { KEEPER } else { ENGINE },
         own_cpu: own,
         waited_cpu: waited,
@@ -66,6 +67,7 @@ fn the_line_of_a_process_is_read() {
             pid: 4242,
             start_time: 123_456,
             parent: 17,
+            threads: 3,
             session: 4240,
             own_cpu: 120_000,
             waited_cpu: 3_400_000,
@@ -266,6 +268,63 @@ fn a_new_host_goes_on_from_what_the_journal_has() {
 }
 
 #[test]
+fn a_family_is_enough_where_everybody_is_below_the_keeper() {
+    let engine = process(ENGINE, KEEPER, 1, 0);
+    let family = |others: &[ProcessStat], at: &Roots| {
+        let mut tree = Tree::new(1, 0);
+        assert_eq!(tree.family(&roots()), None, "at first");
+        let is_foreign = |process: &ProcessStat| process.pid == 20;
+        tree.step(&roots(), &table(0, others), is_foreign);
+        tree.family(at)
+    };
+    // A child that got its number when numbers had begun again, an orphan, and the keeper of a session that a cell began.
+    let mut child = process(5, ENGINE, 0, 0);
+    child.start_time = 1001;
+    let mut all = [
+        engine,
+        child,
+        process(11, 5, 0, 0),
+        process(12, KEEPER, 0, 0),
+        process(20, KEEPER, 0, 0),
+        process(21, 20, 0, 0),
+    ];
+    all[4..].iter_mut().for_each(|p| p.session = 20);
+    let known = [(10, 1000), (5, 1001), (11, 1100), (12, 1200)];
+    let theirs = [(20, 2000), (21, 2100)];
+    let expected = Family {
+        keeper: (KEEPER, 200),
+        host: HOST,
+        known: [&known[..], &theirs].concat(),
+    };
+    assert_eq!(family(&all, &roots()), Some(expected));
+
+    let (keeper, host) = (Some(9), 9);
+    for changed in [
+        Roots { keeper, ..roots() },
+        Roots { host, ..roots() },
+        Roots {
+            engine: Some((ENGINE, 1001)),
+            ..roots()
+        },
+    ] {
+        assert_eq!(family(&all, &changed), None, "{changed:?}");
+    }
+    // The engine of a keeper that was killed; what one before it left; nobody; a child of the host.
+    let adopted = process(ENGINE, 1, 1, 0);
+    let elsewhere = process(13, 1, 0, 0);
+    assert_eq!(family(&[adopted], &roots()), None);
+    assert_eq!(family(&[engine, elsewhere], &roots()), None);
+    assert_eq!(family(&[process(12, KEEPER, 0, 0)], &roots()), None);
+    assert_eq!(family(&[engine, process(13, HOST, 0, 0)], &roots()), None);
+    // No keeper.
+    let mut tree = Tree::new(1, 0);
+    tree.step(&roots(), &[engine], |_| false);
+    assert_eq!(tree.family(&roots()), None);
+    tree.step(&roots(), &table(0, &[engine]), |_| false);
+    assert!(tree.family(&roots()).is_some());
+}
+
+#[test]
 fn looks_come_closer_together_as_a_budget_ends() {
     let second = Duration::from_secs(1);
     let left = |seconds: u64| Some(seconds * 1_000_000);
@@ -315,6 +374,8 @@ enum Act {
     Wait(usize),
     Ignore(usize),
     Look,
+    /// One that finds the family only, and not somebody who is new, nor what is below that one.
+    LookAndMiss(usize),
 }
 
 impl Model {
@@ -382,7 +443,7 @@ impl Model {
                 let pid = self.pick(at);
                 self.processes.get_mut(&pid).unwrap().ignores_children = true;
             }
-            Act::Look => {}
+            Act::Look | Act::LookAndMiss(_) => {}
         }
     }
 
@@ -414,6 +475,28 @@ impl Model {
             .collect();
         table(self.keeper_waited, &others)
     }
+
+    /// What a look at the family finds that misses one of those who are new.
+    fn table_without(&self, family: &Family, at: usize) -> Vec<ProcessStat> {
+        let mut all = self.table();
+        all.retain(|p| p.id() == family.keeper || p.pid == family.host || p.pid >= ENGINE);
+        let is_known = |p: &ProcessStat| p.pid < ENGINE || family.known.contains(&p.id());
+        let new: Vec<u32> = (all.iter().filter(|p| !is_known(p)))
+            .map(|p| p.pid)
+            .collect();
+        let mut missed: Vec<u32> = new
+            .get(at % new.len().max(1))
+            .copied()
+            .into_iter()
+            .collect();
+        while let Some(pid) = missed.pop() {
+            let below = all.iter().filter(|p| p.parent == pid).map(|p| p.pid);
+            missed.extend(below);
+            assert!(all.iter().all(|p| p.pid != pid || !is_known(p)));
+            all.retain(|p| p.pid != pid);
+        }
+        all
+    }
 }
 
 fn act(ignore: u32) -> impl Strategy<Value = Act> {
@@ -424,21 +507,34 @@ fn act(ignore: u32) -> impl Strategy<Value = Act> {
         3 => any::<usize>().prop_map(Act::Wait),
         ignore => any::<usize>().prop_map(Act::Ignore),
         3 => Just(Act::Look),
+        3 => any::<usize>().prop_map(Act::LookAndMiss),
     ]
 }
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
-    /// Whoever forks, ends, is waited for or orphaned between whichever looks: the sum is exact.
+    /// Whoever forks, ends, is waited for or orphaned between whichever looks: the sum is exact, also after looks that missed
+    /// somebody.
     #[test]
     fn all_that_is_waited_for_is_counted_exactly_once(acts in prop::collection::vec(act(0), 0..120)) {
         let (mut model, mut tree) = (Model::new(), Tree::new(1, 0));
         tree.step(&roots(), &model.table(), |_| false);
+        let mut before = 0;
         for act in &acts {
             model.act(act);
-            if matches!(act, Act::Look) {
-                prop_assert_eq!(tree.step(&roots(), &model.table(), |_| false).cpu, model.truth);
+            match act {
+                Act::Look => {
+                    before = tree.step(&roots(), &model.table(), |_| false).cpu;
+                    prop_assert_eq!(before, model.truth);
+                }
+                Act::LookAndMiss(at) => {
+                    let table = model.table_without(&tree.family(&roots()).unwrap(), *at);
+                    let cpu = tree.step(&roots(), &table, |_| false).cpu;
+                    prop_assert!(before <= cpu && cpu <= model.truth);
+                    before = cpu;
+                }
+                _ => {}
             }
         }
     }
@@ -451,6 +547,12 @@ proptest! {
         let mut before = 0;
         for act in &acts {
             model.act(act);
+            if let Act::LookAndMiss(at) = act {
+                let table = model.table_without(&tree.family(&roots()).unwrap(), *at);
+                let cpu = tree.step(&roots(), &table, |_| false).cpu;
+                prop_assert!(before <= cpu && cpu <= model.truth);
+                before = cpu;
+            }
             if matches!(act, Act::Look) {
                 let cpu = tree.step(&roots(), &model.table(), |_| false).cpu;
                 let visible: Micros = model.processes.values().map(|p| p.own + p.waited).sum();
