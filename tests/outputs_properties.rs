@@ -346,6 +346,97 @@ fn a_message_above_the_limits_leaves_a_line_and_an_update_brings_it_back() {
     assert!(replay[1].content.len() > 1000);
 }
 
+/// Compacted in steps, as a long execution in a journal is: what is left out adds up, and each hint stands for its own.
+#[test]
+fn what_was_left_out_in_steps_is_said_in_one_line() {
+    let budget = Budget {
+        text_bytes: 4000,
+        rich_bytes: 2000,
+        messages: 4,
+    };
+    let limits = Limits {
+        head: budget,
+        tail: budget,
+        asides_head: budget,
+        asides_tail: budget,
+        ..Limits::default()
+    };
+    let said = |step: usize| -> Vec<Message> {
+        let lines = (0..1000).map(|n| format!("line {step}-{n:03} of this\n"));
+        let mut ops: Vec<Op> = lines
+            .map(|text| ("stream", json!({ "name": "stdout", "text": text })))
+            .collect();
+        let event = json!({ "comm_id": "c", "data": { "method": "custom", "n": step } });
+        ops.extend((0..20).map(|_| ("comm_msg", event.clone())));
+        messages(&ops)
+    };
+    let texts = |replay: &[Replayed]| -> Vec<String> {
+        let contents = replay.iter().filter(|r| r.msg_type == "stream");
+        let text = |r: &Replayed| {
+            let content: serde_json::Value = serde_json::from_slice(&r.content).unwrap();
+            content["text"].as_str().unwrap().to_owned()
+        };
+        contents.map(text).collect()
+    };
+    let bytes_of = |notice: &str| -> usize {
+        let digits = notice.split(" bytes").next().unwrap().replace(',', "");
+        digits.trim_start_matches("\n[farside: ").parse().unwrap()
+    };
+    let mut kept: Vec<Message> = Vec::new();
+    let mut total = 0;
+    for step in 0..5 {
+        let more = said(step);
+        total += 1000 * "line 0-000 of this\n".len();
+        kept.extend(more);
+        let replay = compact(&kept, limits, "gone");
+        let texts = texts(&replay);
+        let [asides, head, notice, tail] = &texts[..] else {
+            panic!("{texts:#?}");
+        };
+        assert!(head.starts_with("line 0-000 "));
+        assert!(tail.ends_with(&format!("line {step}-999 of this\n")));
+        assert_eq!(bytes_of(notice) + head.len() + tail.len(), total);
+        assert!(notice.ends_with("left out here; gone]\n"), "{notice}");
+        let messages = 20 * (step + 1) - 8;
+        assert!(
+            asides.contains(&format!("({messages} widget messages)")),
+            "{asides}"
+        );
+        kept = again(&replay);
+        assert_eq!(compact(&kept, limits, "gone"), replay);
+    }
+    // Somebody else, for whom only the end is left out anew.
+    kept.extend(said(5));
+    let texts = texts(&compact(&kept, limits, "logs has it"));
+    let [gone_asides, asides, head, gone, notice, tail] = &texts[..] else {
+        panic!("{texts:#?}");
+    };
+    assert!(gone.ends_with("; gone]\n") && notice.ends_with("; logs has it]\n"));
+    assert!(gone_asides.ends_with("; gone]\n") && asides.ends_with("; logs has it]\n"));
+    let shown = head.len() + tail.len() + bytes_of(gone) + bytes_of(notice);
+    assert_eq!(shown, total + 1000 * "line 0-000 of this\n".len());
+    // A cell that is cleared has nothing left out.
+    kept.extend(messages(&[
+        ("clear_output", json!({ "wait": true })),
+        ("stream", json!({ "name": "stdout", "text": "fresh" })),
+    ]));
+    let replay = compact(&kept, limits, "logs has it");
+    assert_eq!(self::texts_of(&replay, "stdout"), "fresh");
+    assert_eq!(
+        self::texts_of(&replay, "stderr").matches("outputs").count(),
+        0
+    );
+}
+
+fn texts_of(replay: &[Replayed], name: &str) -> String {
+    let contents = replay.iter().filter(|r| r.msg_type == "stream");
+    contents
+        .filter_map(|r| serde_json::from_slice::<serde_json::Value>(&r.content).ok())
+        .filter(|content| content["name"] == name)
+        .filter_map(|content| content["text"].as_str().map(str::to_owned))
+        .collect()
+}
+
 #[test]
 fn a_clear_that_still_waits_is_part_of_the_replay() {
     let say = |text| ("stream", json!({"name": "stdout", "text": text}));

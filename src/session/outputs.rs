@@ -27,6 +27,7 @@ mod content;
 mod kept;
 mod line;
 mod nbformat;
+mod notice;
 mod replay;
 mod text;
 
@@ -35,7 +36,8 @@ use cell::Cell;
 use content::{Comm, Kind};
 pub use kept::Budget;
 pub use nbformat::to_nbformat;
-use replay::{merge, notice};
+use notice::{Earlier, Notice};
+use replay::merge;
 pub use text::{Ansi, TextWriter, to_text};
 
 /// How much of one execution's output is kept.
@@ -159,6 +161,7 @@ pub struct Compactor {
     order: u64,
     cell: Cell,
     asides: Asides<Replayed>,
+    asides_earlier: Option<Earlier>,
     /// An Output widget has captured: nothing is merged any more.
     verbatim: bool,
 }
@@ -187,6 +190,7 @@ impl Compactor {
             order: 0,
             cell: Cell::new(&limits),
             asides: Asides::new(limits.asides_head, limits.asides_tail),
+            asides_earlier: None,
             verbatim: false,
         }
     }
@@ -202,6 +206,11 @@ impl Compactor {
     /// [`push`](Self::push) for a caller that has read the header already.
     pub fn push_as(&mut self, msg_type: &str, message: &Message) {
         self.order += 1;
+        if let Some(notice) = Notice::read(msg_type, message)
+            && self.left_out(&notice)
+        {
+            return;
+        }
         let kind = content::read(msg_type, &message.content, &message.buffers);
         if let Kind::Frame = kind {
             return;
@@ -266,17 +275,16 @@ impl Compactor {
     pub fn replay(&self) -> Vec<Replayed> {
         // First of all, where it does not part a stream from its live continuation.
         let lost = self.asides.left_out();
-        let note = (lost.messages > 0).then(|| {
-            (
-                0,
-                notice("widget messages", lost.bytes, lost.messages, &self.hint),
-            )
-        });
+        let note =
+            (lost.messages > 0).then(|| Notice::new(notice::ASIDES, lost, &self.hint).write());
+        let earlier = self.asides_earlier.as_ref();
+        let earlier = earlier.map(|earlier| earlier.write(notice::ASIDES).1);
+        let notes = earlier.into_iter().chain(note).map(|note| (0, note));
         let asides = self
             .asides
             .iter()
             .map(|(order, message)| (order, message.clone()));
-        merge(self.cell.replay(&self.hint), note.into_iter().chain(asides))
+        merge(self.cell.replay(&self.hint), notes.chain(asides))
     }
 
     /// What is held in memory, about.
@@ -287,6 +295,22 @@ impl Compactor {
             .map(|(_, message)| message.size_bytes())
             .sum();
         self.cell.size_bytes() + asides
+    }
+
+    /// What was left out when these messages were compacted before. `false`: it is text like any other.
+    fn left_out(&mut self, notice: &Notice<'_>) -> bool {
+        let left_out = notice.left_out(self.order);
+        let hint = (notice.hint != self.hint).then_some(&*notice.hint);
+        match (&*notice.what, hint) {
+            (notice::OUTPUTS, hint) => !self.verbatim && self.cell.left_out(left_out, hint),
+            (notice::ASIDES, None) => {
+                self.asides.leave_out(left_out);
+                true
+            }
+            (notice::ASIDES, Some(hint)) => Earlier::add(&mut self.asides_earlier, hint, left_out),
+            // One message that was too large.
+            _ => false,
+        }
     }
 
     fn aside(&mut self, msg_type: &str, message: &Message, about: About) {

@@ -104,6 +104,11 @@ impl<T> Asides<T> {
         self.left_out
     }
 
+    /// So much was left out already.
+    pub fn leave_out(&mut self, left_out: LeftOut) {
+        self.left_out += left_out;
+    }
+
     fn trim(&mut self) {
         let Some(tail_from) = self.tail_from else {
             return;

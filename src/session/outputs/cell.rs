@@ -9,9 +9,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::kept::{Budget, Kept};
+use super::kept::{Budget, Kept, LeftOut};
 use super::line::{self, OpenLine};
-use super::replay::{CellWriter, NOTICE_COST};
+use super::notice::{self, Earlier, NOTICE_COST};
+use super::replay::CellWriter;
 use super::{Limits, Replayed, content};
 use crate::wire::Message;
 
@@ -21,6 +22,7 @@ pub(super) struct Cell {
     single_bytes_max: usize,
     piece_bytes: usize,
     outputs: Kept<Output>,
+    earlier: Option<Earlier>,
     run: Option<Run>,
     /// The clear_output(wait=True) that the next output will carry out, and its place.
     clear: Option<(u64, Replayed)>,
@@ -95,6 +97,7 @@ impl Cell {
             single_bytes_max: SINGLE_BYTES_MAX.min(part),
             piece_bytes: part.clamp(PIECE_BYTES_MIN, PIECE_BYTES),
             outputs: Kept::new(limits.head, limits.tail),
+            earlier: None,
             run: None,
             clear: None,
             displays: HashMap::new(),
@@ -182,11 +185,28 @@ impl Cell {
         done
     }
 
+    /// Here something was left out already, and that was said with this hint (`None`: as is done here). `false`: with a
+    /// hint that was not expected, and it is text like any other.
+    pub fn left_out(&mut self, left_out: LeftOut, hint: Option<&str>) -> bool {
+        self.clear_if_pending();
+        let own = match hint {
+            None => left_out,
+            Some(hint) if Earlier::add(&mut self.earlier, hint, left_out) => LeftOut::default(),
+            Some(_) => return false,
+        };
+        self.end_run();
+        let displays = &mut self.displays;
+        self.outputs
+            .leave_out(own, |id, output| forget(displays, id, &output));
+        true
+    }
+
     /// clear_output(wait=False).
     pub fn clear_outputs(&mut self) {
         self.clear = None;
         self.run = None;
         self.outputs.clear();
+        self.earlier = None;
         self.displays.clear();
     }
 
@@ -200,6 +220,10 @@ impl Cell {
         let mut cell = CellWriter::default();
         for slot in self.outputs.head() {
             cell.output(slot.order, &slot.item, hint);
+        }
+        if let Some(earlier) = &self.earlier {
+            let (order, message) = earlier.write(notice::OUTPUTS);
+            cell.message(order, message);
         }
         cell.left_out(self.outputs.left_out(), hint);
         for slot in self.outputs.tail() {

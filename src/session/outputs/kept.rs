@@ -2,7 +2,8 @@
 //! within a budget, and the count of what was left out between them. Refuses to know what the items are.
 //!
 //! Invariants: ids are consecutive and never reused until [`Kept::clear`]; head and tail never cost more than
-//! their budgets; only [`Kept::push`] and [`Kept::resize`] leave items out, always the oldest of the tail.
+//! their budgets; only [`Kept::push`], [`Kept::resize`] and [`Kept::leave_out`] leave items out, always the oldest of
+//! the tail.
 
 use std::collections::VecDeque;
 use std::ops::{AddAssign, SubAssign};
@@ -56,6 +57,14 @@ impl LeftOut {
         self.bytes += (cost.text_bytes + cost.rich_bytes) as u64;
         self.messages += cost.messages as u64;
         self.order = order;
+    }
+}
+
+impl AddAssign for LeftOut {
+    fn add_assign(&mut self, more: Self) {
+        self.bytes += more.bytes;
+        self.messages += more.messages;
+        self.order = self.order.max(more.order);
     }
 }
 
@@ -179,6 +188,13 @@ impl<T> Kept<T> {
         true
     }
 
+    /// Here something was left out already: the head ends before it, and the tail begins behind it.
+    pub fn leave_out(&mut self, left_out: LeftOut, mut gone: impl FnMut(u64, T)) {
+        self.head_full = true;
+        while self.leave_out_oldest(&mut gone) {}
+        self.left_out += left_out;
+    }
+
     /// Empties it, and forgets what was left out.
     pub fn clear(&mut self) {
         *self = Self::new(self.head_max, self.tail_max);
@@ -206,15 +222,21 @@ impl<T> Kept<T> {
     }
 
     fn trim(&mut self, mut gone: impl FnMut(u64, T)) {
-        while !Budget::default().fits(self.tail_cost, self.tail_max) {
-            let Some(slot) = self.tail.pop_front() else {
-                break;
-            };
-            self.tail_cost -= slot.cost;
-            self.left_out.add(slot.order, slot.cost);
-            gone(self.tail_id, slot.item);
-            self.tail_id += 1;
-        }
+        while !Budget::default().fits(self.tail_cost, self.tail_max)
+            && self.leave_out_oldest(&mut gone)
+        {}
+    }
+
+    /// `false`: the tail is empty.
+    fn leave_out_oldest(&mut self, gone: &mut impl FnMut(u64, T)) -> bool {
+        let Some(slot) = self.tail.pop_front() else {
+            return false;
+        };
+        self.tail_cost -= slot.cost;
+        self.left_out.add(slot.order, slot.cost);
+        gone(self.tail_id, slot.item);
+        self.tail_id += 1;
+        true
     }
 }
 

@@ -1,20 +1,12 @@
-//! PURE. Writes what is kept as messages: pieces of one stream joined, a visible line for what was left out.
+//! PURE. Writes what is kept as messages: pieces of one stream joined, a line ([`Notice`]) for what was left out.
 
 use std::borrow::Cow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use super::cell::{Output, RunInfo};
-use super::kept::{Budget, LeftOut};
+use super::kept::LeftOut;
+use super::notice::{self, Notice};
 use super::{Replayed, content};
-
-/// What the line in place of a message costs.
-pub(super) const NOTICE_COST: Budget = Budget {
-    text_bytes: 0,
-    rich_bytes: 256,
-    messages: 1,
-};
 
 /// Puts the outputs of a cell into messages: pieces of one run into one.
 #[derive(Default)]
@@ -32,7 +24,14 @@ impl CellWriter {
             }
             Output::TooLarge {
                 msg_type, bytes, ..
-            } => self.message(order, notice(msg_type, *bytes as u64, 1, hint)),
+            } => {
+                let left_out = LeftOut {
+                    bytes: *bytes as u64,
+                    messages: 1,
+                    order,
+                };
+                self.message(order, Notice::new(msg_type, left_out, hint).write());
+            }
         }
     }
 
@@ -53,10 +52,8 @@ impl CellWriter {
 
     pub fn left_out(&mut self, left_out: LeftOut, hint: &str) {
         if left_out != LeftOut::default() {
-            self.message(
-                left_out.order,
-                notice("outputs", left_out.bytes, left_out.messages, hint),
-            );
+            let notice = Notice::new(notice::OUTPUTS, left_out, hint);
+            self.message(left_out.order, notice.write());
         }
     }
 
@@ -77,33 +74,6 @@ impl CellWriter {
         self.close();
         self.messages
     }
-}
-
-/// The visible line in place of what was left out.
-pub(super) fn notice(what: &str, bytes: u64, messages: u64, hint: &str) -> Replayed {
-    let (bytes, messages) = (grouped(bytes), grouped(messages));
-    // A line of its own, also after a stderr that did not end its line.
-    let text = format!("\n[farside: {bytes} bytes ({messages} {what}) left out here; {hint}]\n");
-    Replayed {
-        msg_type: Cow::Borrowed("stream"),
-        identities: vec![Bytes::from_static(b"stream.stderr")],
-        metadata: Bytes::from_static(b"{}"),
-        content: content::write_stream("stderr", &text),
-        buffers: Vec::new(),
-    }
-}
-
-/// 1234567 as 1,234,567.
-fn grouped(n: u64) -> String {
-    let digits = n.to_string();
-    let mut text = String::with_capacity(digits.len() + digits.len() / 3);
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
 }
 
 /// Both are in order.
