@@ -5,12 +5,13 @@
 //! concerns, [`segment`] writes the one segment that replaces them. The index thread puts it in its place, so that index
 //! and files change together; and not before every reader of this host has passed it, for a reader in the middle of raw
 //! outputs has no use for their compacted form. That is what half of the bound is for: the work begins when the journal
-//! has the other half. When it has all of it, readers that lag are not waited for any more, and are told what they miss.
+//! has the other half. When it has three quarters, readers that lag are not waited for any more, and are told what they
+//! miss.
 
 mod plan;
 mod segment;
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use self::plan::{Plan, Survey, Wanted};
+use self::plan::{Group, Plan, Survey, Wanted};
 use super::digest::Digests;
 use super::log::Tail;
 use super::lookup::Replacer;
@@ -32,6 +33,9 @@ const SEGMENT_BYTES_MIN: u64 = 256 << 10;
 
 /// A bound has room for so many segments: the last two are never compacted.
 const SEGMENTS_OF_BOUND: u64 = 32;
+
+/// A long execution is compacted in steps of at least so much of the bound.
+const STEPS_OF_BOUND: u64 = 16;
 
 /// How often it is looked whether readers that were waited for have come on.
 const READERS_LOOK_EVERY: Duration = Duration::from_millis(100);
@@ -57,6 +61,11 @@ pub(super) fn segment_bytes(bound: Option<u64>) -> u64 {
     })
 }
 
+/// How much of a long execution is compacted at once: what was compacted before is read again with each step.
+fn step_bytes(bound: u64, cap_bytes: u64) -> u64 {
+    (bound / STEPS_OF_BOUND).max(2 * cap_bytes)
+}
+
 impl Compaction {
     /// Starts the thread, where there is a bound.
     pub fn start(
@@ -76,15 +85,18 @@ impl Compaction {
         let worker = Worker {
             dir: tail.dir().to_owned(),
             bound,
-            tail,
             replace: Box::new(move |prepared, last_seq, waits| {
                 replacer.replace(prepared, last_seq, waits)
             }),
             hurry: Box::new(move || digests.hurry()),
             stop: stop.clone(),
-            tried: HashSet::new(),
+            step_bytes,
+            survey: Survey::new(tail.dir()),
+            done: HashMap::new(),
+            steps: 0,
             again_at: 0,
             waits_for: None,
+            tail,
         };
         // One wake-up that waits is as good as many.
         let (wake, woken) = mpsc::sync_channel(1);
@@ -129,8 +141,13 @@ struct Worker {
     /// Wakes the one reader that sleeps before its end: who makes the digests.
     hurry: Box<dyn Fn() + Send>,
     stop: Arc<AtomicBool>,
-    /// Executions that were compacted to a divisor, or had nothing to gain.
-    tried: HashSet<(ExecutionNumber, usize)>,
+    /// Of a step: from the bound and what an execution takes at most afterwards.
+    step_bytes: fn(u64, u64) -> u64,
+    survey: Survey,
+    /// By divisor: up to which output executions were compacted to it, or had nothing to gain.
+    done: HashMap<usize, HashMap<ExecutionNumber, u64>>,
+    /// Taken in this round.
+    steps: u32,
     /// Where the last round did not help: not before the journal has this size.
     again_at: u64,
     /// Up to here readers had not come yet, and so something was left as it was.
@@ -183,6 +200,16 @@ impl Worker {
         self.bound / 2
     }
 
+    /// Up to here nobody else's work is to feel it.
+    fn gives_way_until(&self) -> u64 {
+        self.bound / 8 * 5
+    }
+
+    /// Up to here readers that lag are waited for. The rest is for what comes while a step is under way.
+    fn waits_until(&self) -> u64 {
+        self.bound / 4 * 3
+    }
+
     /// A round leaves some room, or the next segment would begin the next one.
     fn target(&self) -> u64 {
         self.level() / 4 * 3
@@ -200,35 +227,22 @@ impl Worker {
         self.waits_for = None;
         // What can be made again goes first.
         digest::remove_all(&self.dir)?;
-        // Nobody waits for it, until little more would fit. (A thread that has given way cannot take that back.)
-        let gives_way = before <= self.bound / 4 * 3;
-        let round = std::thread::scope(|scope| {
-            let round = scope.spawn(|| {
-                if gives_way {
-                    crate::process::give_way();
-                }
-                self.round()
-            });
-            (round.join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-        });
-        match round {
+        match self.round() {
             Ok(()) | Err(Halt::Enough) => {}
             Err(Halt::Stopped) => return Ok(()),
             Err(Halt::Io(error)) => return Err(error),
         }
         let after = segments::total_bytes(&self.dir)?;
-        // Every round reads all of the journal.
         self.again_at = if after > self.level() {
             after + self.level() / 8
         } else {
             0
         };
-        tracing::info!(
-            before,
-            after,
-            bound = self.bound,
-            "the journal was compacted"
-        );
+        let steps = std::mem::take(&mut self.steps);
+        if steps > 0 {
+            let bound = self.bound;
+            tracing::info!(before, after, bound, steps, "the journal was compacted");
+        }
         Ok(())
     }
 
@@ -238,6 +252,10 @@ impl Worker {
         // One that takes most of it alone is not spared at the cost of all others.
         let bytes_min = self.level() / 2;
         self.compact(Wanted::Running { bytes_min }, whole)?;
+        if self.waits_for.is_some() {
+            // Less is not kept of anything for as long as there is more to gain when they come on.
+            return Ok(());
+        }
         for divisor in less {
             self.compact(Wanted::Over, divisor)?;
         }
@@ -248,40 +266,83 @@ impl Worker {
     }
 
     fn compact(&mut self, wanted: Wanted, divisor: usize) -> Result<(), Halt> {
+        let mut begun = BTreeSet::new();
+        loop {
+            let partial = self.compact_step(wanted, &begun, divisor)?;
+            if partial.is_empty() {
+                return Ok(());
+            }
+            begun.extend(partial);
+        }
+    }
+
+    /// As far as it can be planned at once. Gives the executions of which there is more.
+    fn compact_step(
+        &mut self,
+        wanted: Wanted,
+        begun: &BTreeSet<ExecutionNumber>,
+        divisor: usize,
+    ) -> Result<BTreeSet<ExecutionNumber>, Halt> {
         let limits = limits(divisor);
         let cap = cap_bytes(&limits);
-        let survey = Survey::of(&self.dir, &self.stop)?;
-        let tried = self.tried.clone();
+        self.survey.update(&self.stop)?;
         let plan = Plan {
             wanted,
+            begun,
+            done: self.done.entry(divisor).or_default(),
             cap_bytes: cap,
+            step_bytes: (self.step_bytes)(self.bound, cap),
             segment_bytes: segment_bytes(Some(self.bound)),
         };
-        for group in survey.groups(&plan, |n| tried.contains(&(n, divisor))) {
+        let mut partial = BTreeSet::new();
+        for group in self.survey.groups(&plan) {
             let total = segments::total_bytes(&self.dir)?;
             if total <= self.target() {
                 return Err(Halt::Enough);
             }
-            let waits = total <= self.bound;
+            let waits = total <= self.waits_until();
             if waits && !self.tail.was_read_up_to(group.last_seq) {
                 self.readers_lag(group.last_seq);
                 continue;
             }
-            let over: Vec<ExecutionNumber> = group.victims.keys().copied().collect();
-            let prepared = segment::write(&self.dir, &group, limits, &self.stop)?;
+            let prepared = self.prepare(&group, limits, total)?;
             tracing::debug!(replaced = ?prepared.replaced(), bytes = prepared.bytes(), divisor, "compacting");
             if prepared.is_larger()? {
                 // There was too little in it to be worth the marks of a compaction.
                 prepared.discard()?;
-                continue;
+            } else {
+                self.survey.forget(&group.segments);
+                if !(self.replace)(prepared, group.last_seq, waits)? {
+                    self.readers_lag(group.last_seq);
+                    continue;
+                }
+                self.steps += 1;
             }
-            if !(self.replace)(prepared, group.last_seq, waits)? {
-                self.readers_lag(group.last_seq);
-            } else if wanted == Wanted::Over {
-                self.tried.extend(over.into_iter().map(|n| (n, divisor)));
-            }
+            let done = self.done.entry(divisor).or_default();
+            done.extend(
+                group
+                    .victims
+                    .iter()
+                    .map(|(n, victim)| (*n, victim.last_seq)),
+            );
+            partial.extend(group.partial);
         }
-        Ok(())
+        Ok(partial)
+    }
+
+    fn prepare(&self, group: &Group, limits: Limits, total: u64) -> Result<Prepared, Halt> {
+        // Nobody waits for it, until little more would fit. A thread that has given way cannot take that back.
+        let gives_way = total <= self.gives_way_until();
+        let (dir, stop) = (&self.dir, &self.stop);
+        std::thread::scope(|scope| {
+            let writing = scope.spawn(move || {
+                if gives_way {
+                    crate::process::give_way();
+                }
+                segment::write(dir, group, limits, stop)
+            });
+            (writing.join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
     }
 
     fn readers_lag(&mut self, seq: u64) {

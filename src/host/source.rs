@@ -21,6 +21,8 @@ pub(super) struct Source {
     disk: Option<Reader>,
     /// From here on something may be missing, up to the next record.
     gap_from: Option<u64>,
+    /// The log has the first gap since it last kept up.
+    is_told: bool,
     /// Up to here records were taken out of the journal: what stands for them was given, and they are not missing.
     taken_out: u64,
     /// What is missing before a record that was given.
@@ -41,6 +43,7 @@ impl Source {
             seq,
             disk: None,
             gap_from: None,
+            is_told: false,
             taken_out: 0,
             missing: VecDeque::new(),
         }
@@ -81,6 +84,7 @@ impl Source {
     pub fn memory(&mut self) -> Option<Vec<Arc<Record>>> {
         let records = self.tail.behind(self.seq, BATCH_BYTES_MAX)?;
         self.disk = None;
+        self.is_told = false;
         Some(self.given(records))
     }
 
@@ -126,7 +130,10 @@ impl Source {
                     records.push(record);
                 }
                 Item::Gap(gap) => {
-                    tracing::warn!(?gap, "a reader came to a gap in the journal");
+                    // Who lags behind what was compacted comes to one for each record that is still there.
+                    if !std::mem::replace(&mut self.is_told, true) {
+                        tracing::warn!(?gap, "a reader came to a gap in the journal");
+                    }
                     self.gap_from.get_or_insert(gap.missing.start);
                 }
             }

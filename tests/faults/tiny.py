@@ -44,9 +44,6 @@ MESSAGES_A_SECOND_MIN = 1000
 # What a message takes in the journal; a third of it is the bound. So ten million have the setting's default, 2 GB.
 RECORD_BYTES = 600
 
-# What comes while it is compacted, on a thread that gives way to others, is on top: so much of it.
-OVER_BOUND = 1 / 4
-
 LINE = re.compile(rb"(\d+) x+\\n")
 
 # What a subscriber is told that was too far behind.
@@ -256,5 +253,5 @@ def _judge(done: Tiny, disk: Disk, bound: int) -> None:
         done.problems.append(f"the subscriber got nothing for {done.silent_seconds:.1f} s")
     if done.peak_bytes > MEMORY_BYTES_MAX:
         done.problems.append(f"launcher and host had {done.peak_bytes / 1e6:.1f} MB")
-    if done.journal_bytes > bound * (1 + OVER_BOUND):
+    if done.journal_bytes > bound:
         done.problems.append(f"the journal had {done.journal_bytes / 1e9:.2f} GB, its bound is {bound / 1e9:.2f} GB")

@@ -71,12 +71,22 @@ struct Writing<'a> {
 /// What is still to be written of an execution.
 struct Compacted {
     messages: VecDeque<Message>,
+    /// The outputs that it stands for, ascending: runs of seqs, in which other records of the execution are none.
+    folded: VecDeque<RangeInclusive<u64>>,
     /// Outputs and bytes that went, until it is said.
     outputs: i64,
     bytes: i64,
 }
 
 impl Compacted {
+    /// Whether it stands for this one. Asked in ascending order.
+    fn has_folded(&mut self, seq: u64) -> bool {
+        while self.folded.front().is_some_and(|run| *run.end() < seq) {
+            self.folded.pop_front();
+        }
+        self.folded.front().is_some_and(|run| run.contains(&seq))
+    }
+
     /// What is to be said with the first record that is left out, when all messages are written.
     fn said_when_done(&mut self) -> (i64, i64) {
         if self.messages.is_empty() {
@@ -127,8 +137,16 @@ impl Writing<'_> {
                     self.last_seq = until.max(head.seq);
                     let first = self.use_free(n, found, self.last_seq)?;
                     let now = self.compacted.get_mut(&n).and_then(Option::as_mut);
-                    let (more, more_bytes) = now.map_or((0, 0), Compacted::said_when_done);
-                    let less = (outputs + more, bytes + more_bytes);
+                    let mut less = (outputs, bytes);
+                    if let Some(compacted) = now {
+                        // It is said where a number is free: there is one behind the last message.
+                        compacted.outputs += outputs;
+                        compacted.bytes += bytes;
+                        if first > self.last_seq {
+                            return Ok(());
+                        }
+                        less = compacted.said_when_done();
+                    }
                     return self.leave_out(found, n, first..=self.last_seq, less);
                 }
                 _ => {}
@@ -138,29 +156,21 @@ impl Writing<'_> {
     }
 
     fn take_output(&mut self, segment: &mut Segment, found: &Scanned) -> io::Result<()> {
-        let n = found.head.execution;
-        let Some(Record {
-            body: Body::Iopub { message, .. },
-            ..
-        }) = segment.read_record(found)?
-        else {
-            // Damaged: it stays a gap.
-            return Ok(());
-        };
-        if is_frame(&message) {
-            return self.keep(segment, found);
-        }
-        if !self.compacted.contains_key(&n) {
+        let (seq, n) = (found.head.seq, found.head.execution);
+        if !self.compacted.contains_key(&n) && is_output(segment, found)? {
             let made = compact(self.dir, n, found, self.group.victims[&n], self.limits)?;
             self.compacted.insert(n, made);
         }
-        let Some(Some(compacted)) = self.compacted.get_mut(&n) else {
+        let compacted = self.compacted.get_mut(&n).and_then(Option::as_mut);
+        let Some(compacted) = compacted.and_then(|c| c.has_folded(seq).then_some(c)) else {
+            // A frame, or damaged and so a gap, or of an execution that stays as it is.
             return self.keep(segment, found);
         };
+        // Its payload was read once, and is of no more use.
         let less = compacted.said_when_done();
         match compacted.messages.pop_front() {
-            Some(message) => self.push_output(n, found.head.seq, found.head.time, message),
-            None => self.leave_out(found, n, found.head.seq..=found.head.seq, less),
+            Some(message) => self.push_output(n, seq, found.head.time, message),
+            None => self.leave_out(found, n, seq..=seq, less),
         }
     }
 
@@ -215,9 +225,6 @@ impl Writing<'_> {
         (outputs, bytes): (i64, i64),
     ) -> io::Result<()> {
         let (first, until) = (*seqs.start(), *seqs.end());
-        if first > until {
-            return Ok(());
-        }
         match &mut self.hole {
             Some(hole) if hole.n == n && hole.until + 1 == first => {
                 hole.until = until;
@@ -259,9 +266,19 @@ impl Writing<'_> {
 
 /// status and execute_input are no outputs: they stay where they are.
 pub(super) fn is_frame(message: &Message) -> bool {
-    message
-        .header()
-        .is_ok_and(|header| matches!(header.msg_type.as_ref(), "status" | "execute_input"))
+    (message.header()).is_ok_and(|header| is_a_frame(&header.msg_type))
+}
+
+fn is_a_frame(msg_type: &str) -> bool {
+    matches!(msg_type, "status" | "execute_input")
+}
+
+/// Whether this record of an execution can be read, and is no frame.
+fn is_output(segment: &mut Segment, found: &Scanned) -> io::Result<bool> {
+    let record = segment.read_record(found)?;
+    Ok(record.is_some_and(
+        |record| matches!(&record.body, Body::Iopub { message, .. } if !is_frame(message)),
+    ))
 }
 
 /// What counts as an output in the index (journal/execution_rows.rs).
@@ -283,20 +300,33 @@ fn compact(
     let mut compactor = Compactor::new(limits, HINT);
     let mut raw = Tally::default();
     let mut like: Option<Message> = None;
+    let mut folded: VecDeque<RangeInclusive<u64>> = VecDeque::new();
+    let mut in_run = false;
     for item in Outputs::open(dir, n, first.position, victim.last_seq)? {
         let Item::Record(record, _) = item? else {
+            in_run = false;
             continue;
         };
         let Body::Iopub { message, .. } = &record.body else {
             continue;
         };
-        let Ok(header) = message.header() else {
+        let header = message.header();
+        let is_frame = header
+            .as_ref()
+            .is_ok_and(|header| is_a_frame(&header.msg_type));
+        if is_frame {
+            in_run = false;
+            continue;
+        }
+        match folded.back_mut() {
+            Some(run) if in_run => *run = *run.start()..=record.seq,
+            _ => folded.push_back(record.seq..=record.seq),
+        }
+        in_run = true;
+        let Ok(header) = header else {
             raw.add("", message);
             continue;
         };
-        if is_frame(message) {
-            continue;
-        }
         raw.add(&header.msg_type, message);
         compactor.push_as(&header.msg_type, message);
         like.get_or_insert_with(|| Message {
@@ -318,11 +348,12 @@ fn compact(
             message
         })
         .collect();
-    // Else there is no number for each, or nothing to gain.
+    // Else there is no number for each, and one more to say what went; or nothing to gain.
     let smaller = left.all_bytes + (HEADERS_BYTES as i64) < raw.all_bytes;
-    let fit = left.messages <= raw.messages.saturating_add_unsigned(victim.free);
+    let fit = left.messages < raw.messages.saturating_add_unsigned(victim.free);
     Ok((fit && smaller).then_some(Compacted {
         messages,
+        folded,
         outputs: raw.outputs - left.outputs,
         bytes: raw.bytes - left.bytes,
     }))
