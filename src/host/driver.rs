@@ -351,7 +351,9 @@ impl Driver {
                 return Ok(());
             }
             self.show_status();
-            self.usage.look_at(self.usage_target());
+            let target = self.usage_target();
+            self.engine.set_active(target.active);
+            self.usage.look_at(target);
             // Only now is there room for more: what was taken in is written.
             drop(shares);
             // Links and sockets share this thread, and a queue that is never empty would keep it from them.

@@ -116,6 +116,8 @@ pub(super) struct EngineDriver {
     start_timeout: Duration,
     transport: TransportChoice,
     current: Option<Current>,
+    /// Whether the engine has something to do: for those who look after it.
+    active: watch::Sender<bool>,
 }
 
 /// Which transport an engine is started with.
@@ -166,7 +168,13 @@ impl EngineDriver {
             start_timeout,
             transport,
             current: None,
+            active: watch::Sender::new(false),
         }
+    }
+
+    /// Whether the engine has something to do from now on. Cheap where nothing has changed.
+    pub fn set_active(&self, active: bool) {
+        (self.active).send_if_modified(|now| std::mem::replace(now, active) != active);
     }
 
     /// The living process.
@@ -270,6 +278,7 @@ impl EngineDriver {
             endpoints.file.endpoint(Socket::Heartbeat),
             health::Pace::default(),
             process.is_some(),
+            self.active.subscribe(),
             move |responsive| {
                 inbox.send_now(Input::Event(Event::Health {
                     generation,

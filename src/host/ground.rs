@@ -13,9 +13,11 @@ use super::inbox::Inbox;
 use crate::process::Deletions;
 use crate::state_dir::SessionDir;
 
-/// Where there is no inotify (its instances are counted per user), and also where there is (somebody may delete in the very
-/// moment in which it is watched anew), one looks so often.
+/// Where there is no inotify (its instances are counted per user) one looks so often.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
+
+/// And where there is: somebody may delete in the very moment in which it is watched anew, or on another machine.
+const LOOK_SELDOM: Duration = Duration::from_secs(60);
 
 /// A socket that was just made is watched again after this: its folder may be a new one.
 const WATCH_AGAIN_AFTER: Duration = Duration::from_millis(100);
@@ -51,7 +53,7 @@ async fn run(dir: SessionDir, inbox: Inbox<Input>) {
                     .and_then(|()| deletions.watch(dir.sockets()));
                 match watched {
                     Ok(()) => {
-                        let waited = tokio::time::timeout(LOOK_EVERY, deletions.wait());
+                        let waited = tokio::time::timeout(LOOK_SELDOM, deletions.wait());
                         waited.await.unwrap_or(Ok(())).is_ok()
                     }
                     // Deleted already. It is made again, or the session ends.

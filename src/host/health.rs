@@ -3,11 +3,15 @@
 //! It never ends an engine. What counts are pings that were sent and found unanswered when the next one was due, not
 //! the clock: a machine that slept, or a host that was stopped, finds no ping missed. Nothing is said of an engine
 //! that never answered.
+//!
+//! An engine that has nothing to do is asked ever less often, for as long as it answers: nobody waits for it, and a hundred
+//! sessions that do nothing must not wake each other's machine all the time.
 
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::time::MissedTickBehavior;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
 use crate::transport::{self, Incoming, Reader, Writer};
 use crate::wire::connection_file::Endpoint;
@@ -16,20 +20,30 @@ use crate::wire::zmtp::{Limits, SocketType};
 /// How often, and how much patience.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Pace {
-    /// From ping to ping.
+    /// From ping to ping, while something runs or no answer has come.
     pub every: Duration,
+    /// And twice as long after each ping that an idle engine has answered, so many times.
+    pub doublings_max: u32,
     /// So many in a row without an answer make an engine unresponsive.
     pub missed_max: u32,
 }
 
 impl Default for Pace {
-    /// 15 s. An engine's heartbeat is a thread that waits for nothing else, and answers within a millisecond also
+    /// 15 s, and 40 s more where it idles. An engine's heartbeat is a thread that waits for nothing else, and answers within a millisecond also
     /// while the engine computes; but one on a machine that swaps may take seconds.
     fn default() -> Self {
         Self {
             every: Duration::from_secs(5),
+            doublings_max: 3,
             missed_max: 3,
         }
+    }
+}
+
+impl Pace {
+    /// From a ping that was answered to the next one, where so many were sent since something ran.
+    fn after(&self, idle_pings: u32) -> Duration {
+        self.every * (1 << idle_pings.saturating_sub(1).min(self.doublings_max))
     }
 }
 
@@ -42,8 +56,14 @@ const ECHO_BYTES_MAX: usize = 4096;
 
 /// Watches one engine until it is dropped. `report` hears `false` when it stops answering and `true` when it answers
 /// again; of an engine that an earlier host had (`adopted`) also `true` at its first answer, for that host may have
-/// said `false`.
-pub(super) async fn watch(endpoint: Endpoint, pace: Pace, adopted: bool, report: impl Fn(bool)) {
+/// said `false`. `active`: whether it has something to do.
+pub(super) async fn watch(
+    endpoint: Endpoint,
+    pace: Pace,
+    adopted: bool,
+    mut active: watch::Receiver<bool>,
+    report: impl Fn(bool),
+) {
     let mut pulse = Pulse::new(pace.missed_max, adopted);
     let mut retry = FIRST_RETRY.min(pace.every);
     let mut connection = loop {
@@ -58,23 +78,40 @@ pub(super) async fn watch(endpoint: Endpoint, pace: Pace, adopted: bool, report:
         }
         retry = (retry * 2).min(pace.every);
     };
-    let mut ticks = tokio::time::interval(pace.every);
-    // After a pause of ours there is one tick, not many.
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut sent_at = Instant::now();
+    let mut due = sent_at;
+    let mut idle_pings = 0;
     loop {
         tokio::select! {
             // An answer that is there counts before the time that has passed.
             biased;
             answer = answer(&mut connection) => match answer {
-                Some(number) => if let Some(responsive) = pulse.answered(number) { report(responsive) },
+                Some(number) => {
+                    if let Some(responsive) = pulse.answered(number) {
+                        report(responsive);
+                    }
+                    due = sent_at + pace.after(idle_pings);
+                }
                 None => connection = None,
             },
-            _ = ticks.tick() => {
+            changed = active.changed() => {
+                if changed.is_err() {
+                    return;
+                }
+                active.mark_unchanged();
+                idle_pings = 0;
+                due = due.min(sent_at + pace.every);
+            }
+            () = tokio::time::sleep_until(due) => {
+                idle_pings = if *active.borrow() { 0 } else { idle_pings + 1 };
+                // After a pause of ours there is one ping, not many.
+                sent_at = Instant::now();
+                due = sent_at + pace.every;
                 let (number, verdict) = pulse.next();
                 if let Some(responsive) = verdict {
                     report(responsive);
                 }
-                // Each at most half of the time to the next tick.
+                // Each at most half of the time to the next one.
                 if connection.is_none() {
                     connection = connect(&endpoint, pace.every / 2).await.ok();
                 }

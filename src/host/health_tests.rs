@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 use super::*;
 use crate::transport::Listener;
@@ -13,6 +14,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 const PACE: Pace = Pace {
     every: Duration::from_millis(20),
+    doublings_max: 1,
     missed_max: 3,
 };
 
@@ -92,9 +94,13 @@ fn watched(adopted: bool, path: &Path) -> mpsc::UnboundedReceiver<bool> {
         path: path.display().to_string(),
     };
     let (sender, receiver) = mpsc::unbounded_channel();
-    tokio::task::spawn_local(watch(endpoint, PACE, adopted, move |responsive| {
-        let _ = sender.send(responsive);
-    }));
+    tokio::task::spawn_local(async move {
+        let (_idle, active) = watch::channel(false);
+        let report = |responsive| {
+            let _ = sender.send(responsive);
+        };
+        super::watch(endpoint, PACE, adopted, active, report).await;
+    });
     receiver
 }
 
@@ -144,5 +150,51 @@ fn an_adopted_engine_that_is_frozen_is_told_of() {
         // Bound, and nobody accepts: a stopped process.
         let _frozen = std::os::unix::net::UnixListener::bind(&path).unwrap();
         assert!(!next(&mut watched(true, &path)).await);
+    });
+}
+
+#[test]
+fn an_engine_that_idles_is_asked_ever_less_often_while_it_answers() {
+    // Of a clock that stands still while there is something to do, and then goes to where the next timer is.
+    let runtime = (tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build())
+    .unwrap();
+    tokio::task::LocalSet::new().block_on(&runtime, async {
+        let dir = tempfile::tempdir().unwrap();
+        let endpoint = Endpoint::Ipc {
+            path: dir.path().join("hb").display().to_string(),
+        };
+        let listener = Listener::bind(&endpoint).await.unwrap();
+        let (busy, active) = watch::channel(false);
+        let pace = Pace::default();
+        tokio::task::spawn_local(super::watch(endpoint, pace, false, active, |_| {}));
+        let stream = listener.accept().await.unwrap();
+        let limits = Limits::default();
+        let shaken = transport::handshake(stream, SocketType::Rep, &[], limits, PATIENCE).await;
+        let (mut reader, mut writer, _) = shaken.unwrap();
+        let mut last = Instant::now();
+        let mut pings = async |count: usize, answered: bool| {
+            let mut seconds = Vec::new();
+            for _ in 0..count {
+                let Ok(Some(Incoming::Message(parts))) = reader.recv().await else {
+                    panic!("no ping");
+                };
+                seconds.push((Instant::now() - last).as_secs());
+                last = Instant::now();
+                if answered {
+                    writer.send(&parts).await.unwrap();
+                }
+            }
+            seconds
+        };
+        assert_eq!(pings(7, true).await, [0, 5, 10, 20, 40, 40, 40]);
+        busy.send_replace(true);
+        assert_eq!(pings(4, true).await, [5, 5, 5, 5]);
+        busy.send_replace(false);
+        assert_eq!(pings(5, true).await, [5, 5, 10, 20, 40]);
+        // No answer: it is not left at that.
+        assert_eq!(pings(4, false).await, [40, 5, 5, 5]);
     });
 }
