@@ -36,8 +36,27 @@ pub(super) struct Connection {
     pub reader: Reader,
     /// For the keeper, where it does not have them yet.
     pub hold: Option<Fds>,
-    /// Of the journal, see [`Taken`]; 0: nothing of this connection is in there.
-    heard: u32,
+    /// What of it is in the journal already.
+    heard: Heard,
+}
+
+/// The beginning of a stream that is in the journal: an earlier host had it.
+#[derive(Debug)]
+struct Heard {
+    /// See [`Taken`]; 0: there is no such beginning, or it is behind us.
+    until: u32,
+}
+
+impl Heard {
+    /// Whether the message that ended at `position` belongs to it. Asked in the order of the stream.
+    fn covers(&mut self, position: u32) -> bool {
+        // While there is such a beginning their difference is far below 2^31: what is not in the journal yet fits into
+        // the spool. Behind it, positions go on, and come round.
+        if self.until != 0 && (self.until.wrapping_sub(position) as i32) < 0 {
+            self.until = 0;
+        }
+        self.until != 0
+    }
 }
 
 /// To be consumed when what was read up to here is in the journal.
@@ -106,7 +125,7 @@ impl Stream {
                     let connection = Connection {
                         reader,
                         hold: None,
-                        heard,
+                        heard: Heard { until: heard },
                     };
                     return Some((connection, writer));
                 }
@@ -139,7 +158,7 @@ impl Stream {
         let connection = Connection {
             reader,
             hold,
-            heard: 0,
+            heard: Heard { until: 0 },
         };
         Some((connection, writer))
     }
@@ -165,10 +184,10 @@ impl Stream {
 }
 
 impl Connection {
-    /// Whether the message that the reader gave last is in the journal.
-    pub fn was_heard(&self) -> bool {
-        // Their difference is far below 2^31: what is not in the journal fits into the spool.
-        self.heard != 0 && (self.heard.wrapping_sub(self.heard_now()) as i32) >= 0
+    /// Whether the message that the reader gave last is in the journal. Asked once for each.
+    pub fn was_heard(&mut self) -> bool {
+        let now = self.heard_now();
+        self.heard.covers(now)
     }
 
     /// Where that message ended: [`crate::journal::record::Record::heard`].
@@ -187,5 +206,34 @@ impl Connection {
             mark,
             position: self.reader.position(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_earlier_host_heard_is_only_the_beginning() {
+        for until in [100_u32, u32::MAX - 3, 1] {
+            let mut heard = Heard { until };
+            let at = |distance: u32| until.wrapping_add(distance).max(1);
+            assert!(heard.covers(until.saturating_sub(50).max(1)));
+            assert!(heard.covers(until));
+            assert!(!heard.covers(at(10)));
+            // However much comes: gigabytes later, too, when the difference has another sign, and when it is none.
+            for distance in [
+                1 << 30,
+                (1 << 31) - 1,
+                1 << 31,
+                (1 << 31) + 5,
+                u32::MAX,
+                0,
+                20,
+            ] {
+                assert!(!heard.covers(at(distance)), "{until} + {distance}");
+            }
+        }
+        assert!(!Heard { until: 0 }.covers(u32::MAX));
     }
 }
