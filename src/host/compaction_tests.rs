@@ -595,6 +595,13 @@ fn executions_of_a_few_lines_are_left_alone_and_cost_no_memory() {
             size: 900,
         });
     }
+    // And then it is quiet.
+    writes.push(Write::Next);
+    writes.push(Write::Prints {
+        of_before: false,
+        count: 60,
+        size: 900,
+    });
     let records = session(&writes);
     drop(write(dir.path(), &records));
     let (index, replace) = with_index(dir.path());

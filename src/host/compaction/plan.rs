@@ -375,8 +375,10 @@ impl Outputs {
     /// How far it is to be compacted, of the segments before `end`; `None`: not at all.
     fn span(&self, n: ExecutionNumber, plan: &Plan<'_>, end: usize) -> Option<Span> {
         let total: u64 = self.parts.iter().map(|(_, part)| part.bytes).sum();
+        let (behind, _) = self.parts.last()?;
         let suits = match plan.wanted {
-            Wanted::Over => self.is_over && total >= WORTH_BYTES,
+            // The newest is whole for a while.
+            Wanted::Over => self.is_over && *behind < end && total >= WORTH_BYTES,
             Wanted::Running { bytes_min } => {
                 let is_enough = total >= bytes_min.max(WORTH_BYTES) || plan.begun.contains(&n);
                 !self.is_over && is_enough
