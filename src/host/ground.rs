@@ -17,7 +17,7 @@ use crate::state_dir::SessionDir;
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 
 /// And where there is: somebody may delete in the very moment in which it is watched anew, or on another machine.
-const LOOK_SELDOM: Duration = Duration::from_secs(60);
+const LOOK_SELDOM: Duration = Duration::from_secs(30);
 
 /// A socket that was just made is watched again after this: its folder may be a new one.
 const WATCH_AGAIN_AFTER: Duration = Duration::from_millis(100);
