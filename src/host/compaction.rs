@@ -216,15 +216,16 @@ impl Worker {
     }
 
     fn look(&mut self) -> io::Result<()> {
+        // However this ends: with a reader that has come it would be looked again and again.
+        let has_waited = self.waits_for.take().is_some();
         let digests = digest::total_bytes(&self.dir)?;
         let before = segments::total_bytes(&self.dir)? + digests;
         // It is looked at whenever a segment is complete: the next one must fit, too.
         let full = before + segment_bytes(Some(self.bound));
-        let is_in_vain = self.waits_for.is_none() && before < self.again_at;
+        let is_in_vain = !has_waited && before < self.again_at;
         if full <= self.level() || is_in_vain {
             return Ok(());
         }
-        self.waits_for = None;
         // What can be made again goes first.
         digest::remove_all(&self.dir)?;
         match self.round() {

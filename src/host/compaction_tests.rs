@@ -727,3 +727,29 @@ fn an_index_error_leaves_a_journal_that_is_whole() {
     index.lock().unwrap().catch_up().unwrap();
     check_index(dir.path(), &index.lock().unwrap(), &before);
 }
+
+/// A reader lags behind a part of what could be compacted, and the other part made enough room: when it had come on, the
+/// worker looked ten times a second, for as long as nothing else was written.
+#[test]
+fn who_waited_for_readers_and_has_room_sleeps() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 300,
+        size: 1000,
+    };
+    let records = session(&many(20, prints));
+    drop(write(dir.path(), &records));
+    let bytes = segments::total_bytes(dir.path()).unwrap();
+    let (_, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), 2 * bytes, replace);
+    let reader = worker.tail.pin(records.len() as u64 / 2);
+    worker.look().unwrap();
+    let after = segments::total_bytes(dir.path()).unwrap();
+    assert!(worker.target() < after && after < bytes - segment_bytes(Some(2 * bytes)));
+    assert!(worker.waits_for.is_some());
+    drop(reader);
+    worker.look().unwrap();
+    assert_eq!(worker.waits_for, None);
+    assert_eq!(segments::total_bytes(dir.path()).unwrap(), after);
+}
