@@ -40,6 +40,10 @@ enum Write {
     },
     Clears,
     Checkpoint,
+    /// Much in one message.
+    Large {
+        size: u16,
+    },
 }
 
 fn output(seq: u64, n: u64, msg_type: &str, content: serde_json::Value) -> Record {
@@ -133,6 +137,10 @@ fn session(writes: &[Write]) -> Vec<Record> {
                 output(seq, n, "clear_output", json!({ "wait": step % 2 == 0 }))
             }),
             Write::Checkpoint => push(&mut records, &checkpoint),
+            Write::Large { size } => {
+                let text = "\nx".repeat(usize::from(size) / 2);
+                push(&mut records, &stream(n, format!("{step}{text}\nend\n")));
+            }
         }
     }
     records
@@ -752,4 +760,41 @@ fn who_waited_for_readers_and_has_room_sleeps() {
     worker.look().unwrap();
     assert_eq!(worker.waits_for, None);
     assert_eq!(segments::total_bytes(dir.path()).unwrap(), after);
+}
+
+/// Of an execution whose first outputs were cleared a later one is parted in three: numbers that were taken out before
+/// it counted as room for the parts, which then had none, and were lost.
+#[test]
+fn numbers_before_the_first_output_are_no_room() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 100,
+        size: 200,
+    };
+    // Cleared at once. What lies between is so much that they are in other segments.
+    let mut writes = vec![Write::Next, prints, Write::Clears];
+    writes.extend([Write::Checkpoint; 300]);
+    let first = session(&writes).len();
+    writes.push(Write::Large { size: 60_000 });
+    writes.extend([Write::Checkpoint; 300]);
+    let records = session(&writes);
+    let mut writer = write(dir.path(), &records[..first]);
+    let (index, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), 1, replace);
+    let running = Wanted::Running { bytes_min: 0 };
+    worker.compact(running, 1).unwrap();
+    assert!(shown(&read(dir.path()))[&2].is_empty());
+    for batch in records[first..].chunks(20) {
+        writer.append(batch).unwrap();
+    }
+    index.lock().unwrap().catch_up().unwrap();
+    let before = index
+        .lock()
+        .unwrap()
+        .executions(&Filter::default())
+        .unwrap();
+    worker.compact(running, 64).unwrap();
+    assert_eq!(shown(&read(dir.path())), shown(&records));
+    check_index(dir.path(), &index.lock().unwrap(), &before);
 }

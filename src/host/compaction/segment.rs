@@ -37,6 +37,7 @@ pub(super) fn write(
         limits,
         out: Rewrite::begin(dir, group.segments.clone())?,
         compacted: BTreeMap::new(),
+        passed: BTreeMap::new(),
         hole: None,
         last_seq: 0,
     };
@@ -64,6 +65,8 @@ struct Writing<'a> {
     out: Rewrite,
     /// `None`: it would not get smaller, and stays as it is.
     compacted: BTreeMap<ExecutionNumber, Option<Compacted>>,
+    /// Of the numbers that are free ([`Victim::free`]), those before the first output: none of the messages can have one.
+    passed: BTreeMap<ExecutionNumber, u64>,
     hole: Option<Hole>,
     last_seq: u64,
 }
@@ -135,6 +138,9 @@ impl Writing<'_> {
                     bytes,
                 }) => {
                     self.last_seq = until.max(head.seq);
+                    if self.group.victims.contains_key(&n) && !self.compacted.contains_key(&n) {
+                        *self.passed.entry(n).or_default() += self.last_seq - head.seq + 1;
+                    }
                     let first = self.use_free(n, found, self.last_seq)?;
                     let now = self.compacted.get_mut(&n).and_then(Option::as_mut);
                     let mut less = (outputs, bytes);
@@ -158,7 +164,10 @@ impl Writing<'_> {
     fn take_output(&mut self, segment: &mut Segment, found: &Scanned) -> io::Result<()> {
         let (seq, n) = (found.head.seq, found.head.execution);
         if !self.compacted.contains_key(&n) && is_output(segment, found)? {
-            let made = compact(self.dir, n, found, self.group.victims[&n], self.limits)?;
+            let mut victim = self.group.victims[&n];
+            let passed = self.passed.get(&n).copied().unwrap_or(0);
+            victim.free = victim.free.saturating_sub(passed);
+            let made = compact(self.dir, n, found, victim, self.limits)?;
             self.compacted.insert(n, made);
         }
         let compacted = self.compacted.get_mut(&n).and_then(Option::as_mut);
