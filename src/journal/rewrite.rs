@@ -45,13 +45,13 @@ pub struct Prepared {
 }
 
 impl Rewrite {
-    /// Begins a segment in place of these, which are sealed, ascending, and at least one.
-    pub fn begin(dir: &Path, replaced: Vec<u32>) -> io::Result<Self> {
+    /// Begins a segment in place of these, which are sealed, ascending, and at least one. No record in them has a lower
+    /// seq than `from_seq`: it counts where the header that says so is damaged.
+    pub fn begin(dir: &Path, replaced: Vec<u32>, from_seq: u64) -> io::Result<Self> {
         let first = *replaced.first().expect("at least one segment");
-        let (_, header) = SegmentScan::open(dir, first, 1)?;
-        let HeaderState::Whole(Header { first_seq, .. }) = header else {
-            let why = format!("the header of journal segment {first} is damaged");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, why));
+        let first_seq = match SegmentScan::open(dir, first, 1)?.1 {
+            HeaderState::Whole(header) => header.first_seq,
+            HeaderState::Torn | HeaderState::Damaged | HeaderState::Newer(_) => from_seq,
         };
         let mut file = OpenOptions::new()
             .write(true)

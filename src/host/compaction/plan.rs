@@ -100,6 +100,8 @@ struct Span {
 pub(super) struct Group {
     /// Their numbers, ascending.
     pub segments: Vec<u32>,
+    /// No record in them has a lower one.
+    pub first_seq: u64,
     /// Of their last record.
     pub last_seq: u64,
     /// Executions whose outputs are compacted.
@@ -358,6 +360,9 @@ impl Survey {
                 .iter()
                 .map(|s| s.number)
                 .collect(),
+            first_seq: self.segments[..range.start]
+                .last()
+                .map_or(1, |before| before.last_seq + 1),
             last_seq: self.segments[range.end - 1].last_seq,
             victims: found.iter().map(victim).collect(),
             partial: partial.map(|span| span.n).collect(),

@@ -35,7 +35,7 @@ pub(super) fn write(
         dir,
         group,
         limits,
-        out: Rewrite::begin(dir, group.segments.clone())?,
+        out: Rewrite::begin(dir, group.segments.clone(), group.first_seq)?,
         compacted: BTreeMap::new(),
         passed: BTreeMap::new(),
         hole: None,
