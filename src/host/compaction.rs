@@ -310,7 +310,7 @@ impl Worker {
             tracing::debug!(replaced = ?prepared.replaced(), bytes = prepared.bytes(), divisor, "compacting");
             if prepared.is_larger()? {
                 // There was too little in it to be worth the marks of a compaction.
-                prepared.discard()?;
+                drop(prepared);
             } else {
                 self.survey.forget(&group.segments);
                 if !(self.replace)(prepared, group.last_seq, waits)? {

@@ -825,3 +825,51 @@ fn a_damaged_header_is_made_anew() {
     assert_eq!(shown(&now), shown(&records));
     assert_eq!(others(&now), others(&records));
 }
+
+/// The disk is full, say, or the host ends: what was written so far took all of the room that records would have had.
+#[test]
+fn what_is_not_put_in_its_place_does_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = Write::Prints {
+        of_before: false,
+        count: 300,
+        size: 50,
+    };
+    let records = session(&many(10, prints));
+    drop(write(dir.path(), &records));
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names
+            .filter(|name| name.starts_with("journal.") || name.ends_with(".seg"))
+            .collect()
+    };
+    let mut before = names();
+    before.sort();
+    // A reader came to stand in it.
+    let refused = |prepared: Prepared, _, _| {
+        drop(prepared);
+        Ok(false)
+    };
+    let mut worker = worker(dir.path(), 1, Box::new(refused));
+    worker.compact(Wanted::Over, 1).unwrap();
+    // In the middle of it.
+    let stop = AtomicBool::new(false);
+    worker.survey.update(&stop).unwrap();
+    let nothing = (BTreeSet::new(), HashMap::new());
+    let plan = Plan {
+        wanted: Wanted::Over,
+        begun: &nothing.0,
+        done: &nothing.1,
+        cap_bytes: 0,
+        step_bytes: u64::MAX,
+        segment_bytes: SEGMENT_BYTES,
+    };
+    let group = &worker.survey.groups(&plan)[0];
+    stop.store(true, Ordering::Release);
+    let written = segment::write(dir.path(), group, limits(1), &stop);
+    assert!(matches!(written, Err(Halt::Stopped)));
+    let mut after = names();
+    after.sort();
+    assert_eq!(after, before);
+}

@@ -27,6 +27,7 @@ const WRITE_BYTES: usize = 256 << 10;
 
 /// A segment in the making.
 pub struct Rewrite {
+    unfinished: Unfinished,
     dir: PathBuf,
     replaced: Vec<u32>,
     file: File,
@@ -39,9 +40,21 @@ pub struct Rewrite {
 /// A segment that is whole, and not in its place yet.
 #[derive(Debug)]
 pub struct Prepared {
+    unfinished: Unfinished,
     dir: PathBuf,
     replaced: Vec<u32>,
     bytes: u64,
+}
+
+/// The file of a segment that has no place yet. It does not stay without one: what it takes is room that records need.
+#[derive(Debug)]
+struct Unfinished(PathBuf);
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        // It has its place, as a rule, and is not there.
+        let _ = std::fs::remove_file(&self.0);
+    }
 }
 
 impl Rewrite {
@@ -53,15 +66,17 @@ impl Rewrite {
             HeaderState::Whole(header) => header.first_seq,
             HeaderState::Torn | HeaderState::Damaged | HeaderState::Newer(_) => from_seq,
         };
+        let unfinished = Unfinished(dir.join(UNFINISHED_NAME));
         let mut file = OpenOptions::new()
             .write(true)
             .create(true)
             .truncate(true)
             .mode(0o600)
-            .open(dir.join(UNFINISHED_NAME))?;
+            .open(&unfinished.0)?;
         let segment = first;
         file.write_all(&Header { segment, first_seq }.encode())?;
         Ok(Self {
+            unfinished,
             dir: dir.to_owned(),
             replaced,
             file,
@@ -119,6 +134,7 @@ impl Rewrite {
         self.flush_beyond(0)?;
         self.file.sync_all()?;
         Ok(Prepared {
+            unfinished: self.unfinished,
             dir: self.dir,
             replaced: self.replaced,
             bytes: self.offset,
@@ -139,7 +155,7 @@ impl Prepared {
     /// Puts the segment in its place. Quick: a rename.
     pub fn commit(&self) -> io::Result<()> {
         let path = segments::path(&self.dir, self.segment());
-        std::fs::rename(self.dir.join(UNFINISHED_NAME), &path)
+        std::fs::rename(&self.unfinished.0, &path)
             .map_err(|e| segments::describe(e, "cannot put in its place the segment", &path))
     }
 
@@ -150,11 +166,6 @@ impl Prepared {
             old += segments::path(&self.dir, segment).metadata()?.len();
         }
         Ok(self.bytes > old)
-    }
-
-    /// Drops it: all stays as it is.
-    pub fn discard(self) -> io::Result<()> {
-        std::fs::remove_file(self.dir.join(UNFINISHED_NAME))
     }
 
     /// Removes the segments that are in the new one now.
