@@ -287,6 +287,10 @@ impl Worker {
         let limits = limits(divisor);
         let cap = cap_bytes(&limits);
         self.survey.update(&self.stop)?;
+        let known = self.survey.large();
+        for done in self.done.values_mut() {
+            done.retain(|n, _| known.contains(n));
+        }
         let plan = Plan {
             wanted,
             begun,

@@ -873,3 +873,17 @@ fn what_is_not_put_in_its_place_does_not_stay() {
     after.sort();
     assert_eq!(after, before);
 }
+
+/// Of many executions that said much and come to little, nothing is held for each of them.
+#[test]
+fn what_is_small_by_now_costs_no_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let records = session(&many(200, Write::Progress { count: 30 }));
+    drop(write(dir.path(), &records));
+    let (_, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), 1, replace);
+    worker.compact(Wanted::Over, 1).unwrap();
+    worker.compact(Wanted::Over, 8).unwrap();
+    let held: usize = worker.done.values().map(HashMap::len).sum();
+    assert!(held < 20, "{held}");
+}

@@ -1,6 +1,6 @@
 //! What there is in a journal, and which of its segments are to be written anew.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::ops::{Range, RangeInclusive};
 use std::path::{Path, PathBuf};
@@ -151,6 +151,12 @@ impl Survey {
     pub fn forget(&mut self, numbers: &[u32]) {
         self.segments
             .retain(|facts| !numbers.contains(&facts.number));
+    }
+
+    /// Executions of which there is more to know than a number in a range.
+    pub fn large(&self) -> HashSet<ExecutionNumber> {
+        let parts = self.segments.iter().flat_map(|facts| &facts.parts);
+        parts.map(|part| part.n).collect()
     }
 
     /// What it holds in memory, in entries of a few words.
