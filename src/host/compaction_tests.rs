@@ -158,22 +158,35 @@ fn write(dir: &Path, records: &[Record]) -> Writer {
     writer
 }
 
-/// Everything that a reader gets, which must have no gap.
-fn read(dir: &Path) -> Vec<Record> {
+/// Everything that a reader gets.
+fn items(dir: &Path) -> Vec<Item> {
     let mut reader = Reader::open(dir, 1).unwrap();
-    let mut records = Vec::new();
+    let mut all = Vec::new();
     loop {
         let items = reader.next_batch(50_000).unwrap();
         if items.is_empty() {
-            return records;
+            return all;
         }
-        for item in items {
-            match item {
-                Item::Record(record, _) => records.push(Record::clone(&record)),
-                Item::Gap(gap) => panic!("{gap:?} behind {:?}", records.last()),
-            }
-        }
+        all.extend(items);
     }
+}
+
+/// The same, which must have no gap.
+fn read(dir: &Path) -> Vec<Record> {
+    let record = |item| match item {
+        Item::Record(record, _) => Record::clone(&record),
+        Item::Gap(gap) => panic!("{gap:?}"),
+    };
+    items(dir).into_iter().map(record).collect()
+}
+
+/// The same, without the gaps.
+fn read_whole(dir: &Path) -> Vec<Record> {
+    let record = |item| match item {
+        Item::Record(record, _) => Some(Record::clone(&record)),
+        Item::Gap(_) => None,
+    };
+    items(dir).into_iter().filter_map(record).collect()
 }
 
 /// What a cell that is attached to each execution shows.
@@ -292,6 +305,7 @@ fn a_write() -> impl Strategy<Value = Write> {
         2 => (1u16..9000).prop_map(|size| Write::Image { size }),
         1 => Just(Write::Clears),
         1 => Just(Write::Checkpoint),
+        1 => (1000u16..60_000).prop_map(|size| Write::Large { size }),
     ]
 }
 
@@ -430,6 +444,78 @@ proptest! {
             }
         }
         prop_assert_eq!(next, records.len() as u64 + 1);
+    }
+
+    /// A session that is compacted again and again while it goes on, this far and that far, by one host or several: all
+    /// other records stay, the counts are what was written, and what is known of sealed segments is what is in them.
+    #[test]
+    fn compacted_while_it_is_written(
+        writes in prop::collection::vec(a_write(), 5..60),
+        rounds in prop::collection::vec((any::<prop::sample::Index>(), any::<bool>(), 0..DIVISORS.len(), any::<bool>()), 1..8),
+    ) {
+        let (dir, raw) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let records = session(&writes);
+        let round = |(at, over, divisor, anew): (prop::sample::Index, _, _, _)| (at.index(records.len() + 1), over, divisor, anew);
+        let mut rounds: Vec<_> = rounds.into_iter().map(round).collect();
+        rounds.push((records.len(), true, 2, false));
+        rounds.sort_by_key(|round| round.0);
+        let mut writer = write(dir.path(), &[]);
+        let (index, replace) = with_index(dir.path());
+        let mut worker = worker(dir.path(), 1, replace);
+        worker.step_bytes = |_, _| 2 * SEGMENT_BYTES;
+        let (mut done, mut is_whole) = (0, true);
+        for (at, over, divisor, anew) in rounds {
+            for batch in records[done..at].chunks(20) {
+                writer.append(batch).unwrap();
+            }
+            done = at;
+            if anew {
+                worker.done.clear();
+                worker.survey = Survey::new(dir.path());
+            }
+            let wanted = if over { Wanted::Over } else { Wanted::Running { bytes_min: 0 } };
+            worker.compact(wanted, DIVISORS[divisor]).unwrap();
+            let mut anew = Survey::new(dir.path());
+            anew.update(&worker.stop).unwrap();
+            worker.survey.update(&worker.stop).unwrap();
+            prop_assert_eq!(format!("{anew:?}"), format!("{:?}", worker.survey));
+            let now = read(dir.path());
+            prop_assert_eq!(others(&now), others(&records[..done]));
+            is_whole &= divisor == 0;
+            prop_assert!(!is_whole || shown(&now) == shown(&records[..done]));
+        }
+        drop(write(raw.path(), &records));
+        let (raw_index, _) = with_index(raw.path());
+        let before = raw_index.lock().unwrap().executions(&Filter::default()).unwrap();
+        index.lock().unwrap().catch_up().unwrap();
+        check_index(dir.path(), &index.lock().unwrap(), &before);
+    }
+
+    /// What was damaged before it is compacted stays a gap, and costs nothing else.
+    #[test]
+    fn damaged_records_cost_no_others(
+        writes in prop::collection::vec(a_write(), 5..40),
+        damage in prop::collection::vec((any::<prop::sample::Index>(), any::<prop::sample::Index>(), 1u8..), 1..4),
+    ) {
+        let dir = tempfile::tempdir().unwrap();
+        drop(write(dir.path(), &session(&writes)));
+        let (_, replace) = with_index(dir.path());
+        let mut worker = worker(dir.path(), 1, replace);
+        worker.step_bytes = |_, _| 2 * SEGMENT_BYTES;
+        let numbers = segments::list(dir.path()).unwrap();
+        for (segment, at, bits) in damage {
+            let path = segments::path(dir.path(), *segment.get(&numbers));
+            let mut bytes = std::fs::read(&path).unwrap();
+            let at = at.index(bytes.len());
+            bytes[at] ^= bits;
+            std::fs::write(&path, bytes).unwrap();
+        }
+        let before = read_whole(dir.path());
+        worker.compact(Wanted::Over, 1).unwrap();
+        worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+        let now = read_whole(dir.path());
+        prop_assert_eq!(others(&now), others(&before));
+        prop_assert_eq!(shown(&now), shown(&before));
     }
 }
 
