@@ -41,7 +41,7 @@ impl Default for Pace {
 }
 
 impl Pace {
-    /// From a ping that was answered to the next one, where so many were sent since something ran.
+    /// From a ping that was answered to the next one, where so many were sent since something ran, or since one was not.
     fn after(&self, idle_pings: u32) -> Duration {
         self.every * (1 << idle_pings.saturating_sub(1).min(self.doublings_max))
     }
@@ -103,7 +103,11 @@ pub(super) async fn watch(
                 due = due.min(sent_at + pace.every);
             }
             () = tokio::time::sleep_until(due) => {
-                idle_pings = if *active.borrow() { 0 } else { idle_pings + 1 };
+                idle_pings = match (*active.borrow(), pulse.is_answered()) {
+                    (true, _) => 0,
+                    (false, false) => 1,
+                    (false, true) => idle_pings + 1,
+                };
                 // After a pause of ours there is one ping, not many.
                 sent_at = Instant::now();
                 due = sent_at + pace.every;
@@ -172,9 +176,14 @@ impl Pulse {
         self.verdict = Verdict::Inherited { there: true };
     }
 
+    /// Whether the newest ping has come back.
+    fn is_answered(&self) -> bool {
+        self.answered == self.sent
+    }
+
     /// The number of the next ping, and what follows from the one before.
     fn next(&mut self) -> (u64, Option<bool>) {
-        if self.answered < self.sent {
+        if !self.is_answered() {
             self.missed += 1;
         }
         self.sent += 1;

@@ -196,5 +196,7 @@ fn an_engine_that_idles_is_asked_ever_less_often_while_it_answers() {
         assert_eq!(pings(5, true).await, [5, 5, 10, 20, 40]);
         // No answer: it is not left at that.
         assert_eq!(pings(4, false).await, [40, 5, 5, 5]);
+        // One that has been silent begins anew.
+        assert_eq!(pings(4, true).await, [5, 5, 10, 20]);
     });
 }
