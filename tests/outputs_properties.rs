@@ -528,3 +528,17 @@ fn the_head_has_the_first_lines_however_large_the_messages_are() {
         assert!(stdout.ends_with("row 14999 of text\n"));
     }
 }
+
+/// Whatever a cell writes into metadata of its own.
+#[test]
+fn sums_that_nobody_can_have_left_out_do_no_harm() {
+    let mut forged = messages(&[("stream", json!({ "name": "stdout", "text": "x" }))]);
+    let bytes = u64::MAX;
+    let left_out = json!({ "what": "outputs", "bytes": bytes, "messages": bytes, "hint": "h" });
+    let metadata = json!({ "farside": { "left_out": left_out } });
+    forged[0].metadata = metadata.to_string().into();
+    forged.push(forged[0].clone());
+    for hint in ["h", "another"] {
+        assert_eq!(compact(&forged, Limits::default(), hint).len(), 1);
+    }
+}

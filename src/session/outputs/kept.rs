@@ -54,16 +54,19 @@ pub(super) struct LeftOut {
 
 impl LeftOut {
     pub fn add(&mut self, order: u64, cost: Budget) {
-        self.bytes += (cost.text_bytes + cost.rich_bytes) as u64;
-        self.messages += cost.messages as u64;
-        self.order = order;
+        *self += Self {
+            bytes: (cost.text_bytes + cost.rich_bytes) as u64,
+            messages: cost.messages as u64,
+            order,
+        };
     }
 }
 
 impl AddAssign for LeftOut {
+    /// Not beyond the largest number: a cell can forge the line of an earlier round.
     fn add_assign(&mut self, more: Self) {
-        self.bytes += more.bytes;
-        self.messages += more.messages;
+        self.bytes = self.bytes.saturating_add(more.bytes);
+        self.messages = self.messages.saturating_add(more.messages);
         self.order = self.order.max(more.order);
     }
 }
