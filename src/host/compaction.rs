@@ -321,6 +321,10 @@ impl Worker {
                     self.readers_lag(group.last_seq);
                     continue;
                 }
+                // One may have been written since all were removed.
+                for n in group.victims.keys() {
+                    digest::remove(&self.dir, *n)?;
+                }
                 self.steps += 1;
             }
             let done = self.done.entry(divisor).or_default();

@@ -973,3 +973,31 @@ fn what_is_small_by_now_costs_no_memory() {
     let held: usize = worker.done.values().map(HashMap::len).sum();
     assert!(held < 20, "{held}");
 }
+
+/// A digest covers an execution up to its end, and what a thread said later is read behind that. Compacted, all of it is
+/// before: with a digest that was written while the round went on, nobody would see what came later.
+#[test]
+fn a_digest_of_what_is_compacted_goes() {
+    let dir = tempfile::tempdir().unwrap();
+    let prints = |of_before| Write::Prints {
+        of_before,
+        count: 200,
+        size: 50,
+    };
+    let records = session(&[prints(false), Write::Next, prints(true), prints(false)]);
+    drop(write(dir.path(), &records));
+    let (_, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), 1, replace);
+    let nothing = digest::Digest {
+        until_seq: 200,
+        messages: Vec::new(),
+    };
+    digest::write(dir.path(), 1, &nothing).unwrap();
+    digest::write(dir.path(), 2, &nothing).unwrap();
+    worker.compact(Wanted::Over, 1).unwrap();
+    let late = Outputs::from_seq(dir.path(), 1, 201, records.len() as u64);
+    let mut late = late.unwrap().map(Result::unwrap);
+    assert!(!late.any(|item| matches!(&item, Item::Record(record, _) if matches!(&record.body, Body::Iopub { message, .. } if !segment::is_frame(message)))));
+    assert!(digest::read(dir.path(), 1).is_none());
+    assert!(digest::read(dir.path(), 2).is_some());
+}

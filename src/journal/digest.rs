@@ -66,10 +66,23 @@ pub fn remove_all(dir: &Path) -> io::Result<u64> {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             bytes += entry.metadata().map_or(0, |metadata| metadata.len());
-            fs::remove_file(entry.path())?;
+            take_away(&entry.path())?;
         }
     }
     Ok(bytes)
+}
+
+/// Takes that of an execution away, if there is one: its records are not what they were.
+pub fn remove(dir: &Path, n: ExecutionNumber) -> io::Result<()> {
+    take_away(&path(dir, n))
+}
+
+/// It may be gone already, or have got its name just now.
+fn take_away(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 /// Bytes of all of them together.
