@@ -37,8 +37,10 @@ const SEGMENTS_OF_BOUND: u64 = 32;
 /// A long execution is compacted in steps of at least so much of the bound.
 const STEPS_OF_BOUND: u64 = 16;
 
-/// How often it is looked whether readers that were waited for have come on.
-const READERS_LOOK_EVERY: Duration = Duration::from_millis(100);
+/// How soon it is looked whether readers that were waited for have come on; then after twice that, and so on, up to
+/// [`READERS_LOOK_SELDOM`]: one may stand still for days.
+const READERS_LOOK_SOON: Duration = Duration::from_millis(100);
+const READERS_LOOK_SELDOM: Duration = Duration::from_secs(5);
 
 /// What the hint of a line says that stands for outputs that went.
 const HINT: &str = "they are not kept (journal_bytes_max)";
@@ -179,13 +181,16 @@ impl Worker {
         let Some(seq) = self.waits_for else {
             return woken.recv().is_ok();
         };
+        let mut pause = READERS_LOOK_SOON;
         loop {
-            match woken.recv_timeout(READERS_LOOK_EVERY) {
+            match woken.recv_timeout(pause) {
                 Ok(()) => return true,
                 Err(mpsc::RecvTimeoutError::Timeout) if self.tail.was_read_up_to(seq) => {
                     return true;
                 }
-                Err(mpsc::RecvTimeoutError::Timeout) => {}
+                Err(mpsc::RecvTimeoutError::Timeout) => {
+                    pause = (pause * 2).min(READERS_LOOK_SELDOM);
+                }
                 Err(mpsc::RecvTimeoutError::Disconnected) => return false,
             }
         }

@@ -98,7 +98,6 @@ pub(super) async fn watch(
                 if changed.is_err() {
                     return;
                 }
-                active.mark_unchanged();
                 idle_pings = 0;
                 due = due.min(sent_at + pace.every);
             }

@@ -15,7 +15,7 @@ use crate::wire::Message;
 
 /// Of the file's form, and of what compaction makes of the same records: grows when either changes, and a file of
 /// another version counts as none.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"FARSIDEG";
 
