@@ -25,7 +25,7 @@ use super::digest::Digests;
 use super::log::Tail;
 use super::lookup::Replacer;
 use crate::journal::record::ExecutionNumber;
-use crate::journal::{Prepared, digest, segments, writer};
+use crate::journal::{Prepared, Rewrite, digest, segments, writer};
 use crate::session::outputs::{Budget, Limits};
 
 /// The smallest segment: below it files cost more than they hold.
@@ -84,6 +84,7 @@ impl Compaction {
                 thread: None,
             });
         };
+        Rewrite::remove_unfinished(tail.dir());
         let worker = Worker {
             dir: tail.dir().to_owned(),
             bound,

@@ -46,6 +46,15 @@ enum Write {
     },
 }
 
+/// So many lines of that many characters and a few more.
+fn prints(count: u16, size: u16) -> Write {
+    Write::Prints {
+        of_before: false,
+        count,
+        size,
+    }
+}
+
 fn output(seq: u64, n: u64, msg_type: &str, content: serde_json::Value) -> Record {
     let Record { time, .. } = note(seq, Note::Interrupted);
     let parent = json!({ "msg_id": format!("request-{n}"), "msg_type": "execute_request" });
@@ -205,6 +214,21 @@ fn shown(records: &[Record]) -> BTreeMap<u64, Vec<Replayed>> {
     let compacted = |messages: Vec<Message>| compact(&messages, Limits::default(), "hint");
     (outputs.into_iter())
         .map(|(n, messages)| (n, compacted(messages)))
+        .collect()
+}
+
+/// The contents of what an execution said (`None`: any), one behind the other.
+fn said(records: &[Record], of: Option<u64>) -> String {
+    let contents = records.iter().filter_map(|record| match &record.body {
+        Body::Iopub {
+            client: None,
+            execution,
+            message,
+        } if of.is_none_or(|n| n == *execution) => Some(&message.content),
+        _ => None,
+    });
+    contents
+        .map(|content| String::from_utf8_lossy(content))
         .collect()
 }
 
@@ -526,18 +550,9 @@ fn many(count: usize, write: Write) -> Vec<Write> {
 #[test]
 fn finished_executions_make_room_first_and_the_end_of_what_runs_stays() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 1000,
-        size: 50,
-    };
-    let mut writes = many(20, prints);
+    let mut writes = many(20, prints(1000, 50));
     // And one that runs.
-    writes.push(Write::Prints {
-        of_before: false,
-        count: 200,
-        size: 50,
-    });
+    writes.push(prints(200, 50));
     let records = session(&writes);
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
@@ -580,12 +595,7 @@ fn finished_executions_make_room_first_and_the_end_of_what_runs_stays() {
 #[test]
 fn of_one_that_runs_alone_head_and_tail_stay() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 3000,
-        size: 1000,
-    };
-    let records = session(&[prints; 3]);
+    let records = session(&[prints(3000, 1000); 3]);
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
@@ -594,16 +604,7 @@ fn of_one_that_runs_alone_head_and_tail_stay() {
     worker.look().unwrap();
     assert!(segments::total_bytes(dir.path()).unwrap() <= level);
     let now = read(dir.path());
-    let texts: Vec<String> = now
-        .iter()
-        .filter_map(|record| match &record.body {
-            Body::Iopub { message, .. } => {
-                Some(String::from_utf8_lossy(&message.content).into_owned())
-            }
-            _ => None,
-        })
-        .collect();
-    let all = texts.concat();
+    let all = said(&now, None);
     assert!(all.contains("1-0xx") && all.contains("journal_bytes_max"));
     // From where the compacted part ends on, all is there.
     let line = |n: usize| format!("{}-{}xx", 1 + n / 3000, n % 3000);
@@ -615,12 +616,7 @@ fn of_one_that_runs_alone_head_and_tail_stay() {
 #[test]
 fn a_long_one_makes_room_from_the_first_step_on() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 1000,
-        size: 1000,
-    };
-    let records = session(&[prints; 6]);
+    let records = session(&[prints(1000, 1000); 6]);
     drop(write(dir.path(), &records));
     let path = dir.path().to_owned();
     let (_, mut replace) = with_index(dir.path());
@@ -656,12 +652,7 @@ fn a_long_one_makes_room_from_the_first_step_on() {
     }
     let now = read(dir.path());
     assert_eq!(others(&now), others(&records));
-    let all: String = (now.iter())
-        .filter_map(|record| match &record.body {
-            Body::Iopub { message, .. } => Some(String::from_utf8_lossy(&message.content)),
-            _ => None,
-        })
-        .collect();
+    let all = said(&now, None);
     // One line for all that went, and nothing between head and tail but it.
     assert_eq!(all.matches("journal_bytes_max").count(), 1);
     assert!(all.contains("1-0xx") && all.contains("6-999xx") && !all.contains("3-500xx"));
@@ -675,11 +666,7 @@ fn a_long_one_makes_room_from_the_first_step_on() {
 #[test]
 fn executions_of_a_few_lines_are_left_alone_and_cost_no_memory() {
     let dir = tempfile::tempdir().unwrap();
-    let line = Write::Prints {
-        of_before: false,
-        count: 1,
-        size: 50,
-    };
+    let line = prints(1, 50);
     let mut writes = many(500, line);
     // The last of them leaves a thread behind, which has much to say when the next one is there.
     for _ in 0..10 {
@@ -691,11 +678,7 @@ fn executions_of_a_few_lines_are_left_alone_and_cost_no_memory() {
     }
     // And then it is quiet.
     writes.push(Write::Next);
-    writes.push(Write::Prints {
-        of_before: false,
-        count: 60,
-        size: 900,
-    });
+    writes.push(prints(60, 900));
     let records = session(&writes);
     drop(write(dir.path(), &records));
     let (index, replace) = with_index(dir.path());
@@ -715,19 +698,8 @@ fn executions_of_a_few_lines_are_left_alone_and_cost_no_memory() {
     let now = read(dir.path());
     assert_eq!(others(&now), others(&records));
     check_index(dir.path(), &index.lock().unwrap(), &before);
-    let outputs = |records: &[Record], n: u64| -> String {
-        let texts = records.iter().filter_map(|record| match &record.body {
-            Body::Iopub {
-                client: None,
-                execution,
-                message,
-            } if *execution == n => Some(String::from_utf8_lossy(&message.content).into_owned()),
-            _ => None,
-        });
-        texts.collect()
-    };
     // With its first line, which it said before it was over.
-    let (now, before) = (outputs(&now, 500), outputs(&records, 500));
+    let (now, before) = (said(&now, Some(500)), said(&records, Some(500)));
     assert!(
         now.contains("journal_bytes_max") && now.len() < before.len() / 4,
         "{} of {}",
@@ -740,12 +712,7 @@ fn executions_of_a_few_lines_are_left_alone_and_cost_no_memory() {
 #[test]
 fn a_reader_of_the_host_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 500,
-        size: 50,
-    };
-    let records = session(&many(10, prints));
+    let records = session(&many(10, prints(500, 50)));
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
@@ -772,12 +739,7 @@ fn a_reader_of_the_host_is_waited_for() {
 #[test]
 fn while_readers_lag_nothing_is_cut_that_a_replay_would_show() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 500,
-        size: 1000,
-    };
-    let records = session(&[prints; 3]);
+    let records = session(&[prints(500, 1000); 3]);
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
@@ -795,12 +757,7 @@ fn while_readers_lag_nothing_is_cut_that_a_replay_would_show() {
 #[test]
 fn an_index_error_leaves_a_journal_that_is_whole() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 300,
-        size: 50,
-    };
-    let records = session(&many(10, prints));
+    let records = session(&many(10, prints(300, 50)));
     drop(write(dir.path(), &records));
     let (index, _) = with_index(dir.path());
     let before = index
@@ -827,12 +784,7 @@ fn an_index_error_leaves_a_journal_that_is_whole() {
 #[test]
 fn who_waited_for_readers_and_has_room_sleeps() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 300,
-        size: 1000,
-    };
-    let records = session(&many(20, prints));
+    let records = session(&many(20, prints(300, 1000)));
     drop(write(dir.path(), &records));
     let bytes = segments::total_bytes(dir.path()).unwrap();
     let (_, replace) = with_index(dir.path());
@@ -853,13 +805,8 @@ fn who_waited_for_readers_and_has_room_sleeps() {
 #[test]
 fn numbers_before_the_first_output_are_no_room() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 100,
-        size: 200,
-    };
     // Cleared at once. What lies between is so much that they are in other segments.
-    let mut writes = vec![Write::Next, prints, Write::Clears];
+    let mut writes = vec![Write::Next, prints(100, 200), Write::Clears];
     writes.extend([Write::Checkpoint; 300]);
     let first = session(&writes).len();
     writes.push(Write::Large { size: 60_000 });
@@ -889,12 +836,7 @@ fn numbers_before_the_first_output_are_no_room() {
 #[test]
 fn a_damaged_header_is_made_anew() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 300,
-        size: 50,
-    };
-    let records = session(&many(10, prints));
+    let records = session(&many(10, prints(300, 50)));
     drop(write(dir.path(), &records));
     let numbers = segments::list(dir.path()).unwrap();
     for number in [numbers[0], numbers[numbers.len() / 2]] {
@@ -916,12 +858,7 @@ fn a_damaged_header_is_made_anew() {
 #[test]
 fn what_is_not_put_in_its_place_does_not_stay() {
     let dir = tempfile::tempdir().unwrap();
-    let prints = Write::Prints {
-        of_before: false,
-        count: 300,
-        size: 50,
-    };
-    let records = session(&many(10, prints));
+    let records = session(&many(10, prints(300, 50)));
     drop(write(dir.path(), &records));
     let names = || -> Vec<String> {
         let entries = std::fs::read_dir(dir.path()).unwrap();
@@ -955,9 +892,17 @@ fn what_is_not_put_in_its_place_does_not_stay() {
     stop.store(true, Ordering::Release);
     let written = segment::write(dir.path(), group, limits(1), &stop);
     assert!(matches!(written, Err(Halt::Stopped)));
-    let mut after = names();
-    after.sort();
-    assert_eq!(after, before);
+    let is_as_before = || {
+        let mut after = names();
+        after.sort();
+        after == before
+    };
+    assert!(is_as_before());
+    // Killed in the middle of it.
+    std::fs::write(dir.path().join("journal.compacting"), "half of").unwrap();
+    assert!(!is_as_before());
+    Rewrite::remove_unfinished(dir.path());
+    assert!(is_as_before());
 }
 
 /// Of many executions that said much and come to little, nothing is held for each of them.

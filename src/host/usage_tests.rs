@@ -315,10 +315,7 @@ fn whoever_is_known_is_read_wherever_it_is() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
+        let line = first_line(&mut child);
         (child, line.trim().parse::<u32>().unwrap_or_default())
     };
     let (mut parent, below) = sleeper("sh -c 'echo $$; read -r line'; :");
@@ -418,11 +415,7 @@ fn a_keeper_of_another_session_is_told_by_its_command_line() {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        let mut line = String::new();
-        BufReader::new(child.stdout.take().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        assert_eq!(line, "there\n");
+        assert_eq!(first_line(&mut child), "there\n");
         let found = is_foreign(child.id(), &own);
         drop(child.stdin.take());
         child.wait().unwrap();
@@ -538,4 +531,13 @@ fn the_sampler_tells_of_an_engine_from_its_start_to_its_end() {
     assert!(seen.iter().all(|usage| usage.generation == 7));
     assert!(seen.is_sorted_by_key(|usage| usage.cpu), "{seen:?}");
     assert!(seen[0].memory_bytes > 100_000, "{seen:?}");
+}
+
+/// It is there when it has said something.
+fn first_line(child: &mut std::process::Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    line
 }

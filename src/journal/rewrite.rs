@@ -58,6 +58,11 @@ impl Drop for Unfinished {
 }
 
 impl Rewrite {
+    /// Removes what a process left that was killed in the middle of it.
+    pub fn remove_unfinished(dir: &Path) {
+        drop(Unfinished(dir.join(UNFINISHED_NAME)));
+    }
+
     /// Begins a segment in place of these, which are sealed, ascending, and at least one. No record in them has a lower
     /// seq than `from_seq`: it counts where the header that says so is damaged.
     pub fn begin(dir: &Path, replaced: Vec<u32>, from_seq: u64) -> io::Result<Self> {
