@@ -95,8 +95,9 @@ def ready(bed: Bed) -> list[dict]:
 
 
 def cost(bed: Bed, what: str, pids: list[int], count: int, seconds: float) -> None:
-    # What starting them has left to be done is done by then.
-    time.sleep(3)
+    # What starting them has left to be done is done by then: each host looks once, ten seconds after its start, for
+    # records of any session that are too old, which is a thing of all pairs of sessions (src/host/upkeep.rs).
+    time.sleep(15)
     before = sum(map(precise_cpu_seconds, pids))
     time.sleep(seconds)
     percent = (sum(map(precise_cpu_seconds, pids)) - before) / seconds * 100
