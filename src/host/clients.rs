@@ -258,13 +258,12 @@ async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission, ack_del
 mod tests {
     use std::pin::pin;
     use std::sync::Arc;
-    use std::task::Poll;
 
     use tokio::io::AsyncReadExt;
 
     use super::*;
     use crate::host::digest::Digester;
-    use crate::host::log::appending::{self, Held};
+    use crate::host::log::appending::{self, Held, is_pending};
     use crate::host::log::{Appended, Log};
     use crate::journal::record::Record;
     use crate::journal::{Writer, WriterOptions};
@@ -348,18 +347,13 @@ mod tests {
         let writing = write(&mut writer, admission, ACK_DELAY);
         let conversation = async {
             let mut appending = pin!(log.append_apart(vec![Arc::new(large())]));
-            let begun = std::future::poll_fn(|context| {
-                Poll::Ready(appending.as_mut().poll(context).is_pending())
-            });
-            assert!(begun.await);
+            assert!(is_pending(appending.as_mut()).await);
             let mut came = vec![0; expected.len() - 1];
             client.read_exact(&mut came).await.unwrap();
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
-            let mut early = pin!(client.read_u8());
-            let early = std::future::poll_fn(|context| Poll::Ready(early.as_mut().poll(context)));
-            assert!(early.await.is_pending());
+            assert!(is_pending(pin!(client.read_u8())).await);
             drop(held);
             assert!(matches!(appending.await, Appended::Kept));
             came.push(client.read_u8().await.unwrap());

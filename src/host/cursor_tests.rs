@@ -4,7 +4,8 @@ use bytes::Bytes;
 
 use super::*;
 use crate::host::digest::Digester;
-use crate::host::log::{Appended, Log, appending, is_large};
+use crate::host::log::appending::{self, is_pending};
+use crate::host::log::{Appended, Log, is_large};
 use crate::host::source::BATCH_BYTES_MAX;
 use crate::journal::record::{Micros, Note};
 use crate::journal::{Writer, WriterOptions};
@@ -707,14 +708,6 @@ fn huge(seq: u64) -> Arc<Record> {
         message,
     };
     record(seq, body)
-}
-
-/// Whether the future is pending, polled once.
-async fn is_pending<T>(mut future: std::pin::Pin<&mut impl Future<Output = T>>) -> bool {
-    std::future::poll_fn(|context| {
-        std::task::Poll::Ready(future.as_mut().poll(context).is_pending())
-    })
-    .await
 }
 
 #[test]

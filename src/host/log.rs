@@ -393,7 +393,15 @@ fn cost(record: &Record) -> usize {
 /// For tests of what can be seen while a record is appended.
 #[cfg(test)]
 pub mod appending {
+    use std::pin::Pin;
     use std::sync::mpsc;
+    use std::task::Poll;
+
+    /// Whether the future is pending, polled once.
+    pub async fn is_pending<T>(mut future: Pin<&mut impl Future<Output = T>>) -> bool {
+        std::future::poll_fn(|context| Poll::Ready(future.as_mut().poll(context).is_pending()))
+            .await
+    }
 
     /// Holds the thread of [`Log::append_apart`](super::Log::append_apart) as long as it lives.
     pub struct Held(#[expect(dead_code, reason = "its end is what counts")] mpsc::Sender<()>);

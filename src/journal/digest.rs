@@ -11,6 +11,7 @@ use bytes::{Buf as _, Bytes};
 
 use super::codec;
 use super::record::{Body, ExecutionNumber, Record};
+use super::segments::remove_if_there;
 use crate::wire::Message;
 
 /// Of the file's form, and of what compaction makes of the same records: grows when either changes, and a file of
@@ -66,7 +67,8 @@ pub fn remove_all(dir: &Path) -> io::Result<u64> {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with(PREFIX) {
             bytes += entry.metadata().map_or(0, |metadata| metadata.len());
-            take_away(&entry.path())?;
+            // It may have got another name just now.
+            remove_if_there(&entry.path())?;
         }
     }
     Ok(bytes)
@@ -74,15 +76,7 @@ pub fn remove_all(dir: &Path) -> io::Result<u64> {
 
 /// Takes that of an execution away, if there is one: its records are not what they were.
 pub fn remove(dir: &Path, n: ExecutionNumber) -> io::Result<()> {
-    take_away(&path(dir, n))
-}
-
-/// It may be gone already, or have got its name just now.
-fn take_away(path: &Path) -> io::Result<()> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    remove_if_there(&path(dir, n))
 }
 
 /// Bytes of all of them together.

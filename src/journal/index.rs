@@ -12,7 +12,7 @@ use rusqlite::Connection;
 use super::execution_rows::{ExecutionInfo, Filter, Rows, Selector, SessionRow, Tracked};
 use super::rewrite::Prepared;
 use super::scan::{Found, HEADS_CHUNK_BYTES, LogScan, Scanned, SegmentScan, Step};
-use super::segments::Position;
+use super::segments::{Position, remove_if_there};
 use super::sql;
 
 /// The index's file, beside the segments.
@@ -258,10 +258,7 @@ fn open_existing(dir: &Path) -> Result<Option<Connection>, rusqlite::Error> {
 fn create(dir: &Path) -> Result<Connection, IndexError> {
     let path = dir.join(FILE_NAME);
     for suffix in ["", "-wal", "-shm"] {
-        match std::fs::remove_file(dir.join(format!("{FILE_NAME}{suffix}"))) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),
-            _ => {}
-        }
+        remove_if_there(&dir.join(format!("{FILE_NAME}{suffix}")))?;
     }
     // SQLite gives its other files the mode of this one.
     OpenOptions::new()

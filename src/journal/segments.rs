@@ -123,6 +123,14 @@ pub fn total_bytes(dir: &Path) -> io::Result<u64> {
     Ok(total)
 }
 
+/// Removes a file; one that is not there is no error.
+pub fn remove_if_there(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
 /// Has the operating system write a folder's entries to the disk: files that were made, renamed, removed.
 pub fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()

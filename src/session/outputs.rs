@@ -33,6 +33,7 @@ mod text;
 
 use asides::{About, Asides};
 use cell::Cell;
+pub use content::is_frame;
 use content::{Comm, Kind};
 pub use kept::Budget;
 pub use nbformat::to_nbformat;

@@ -17,7 +17,7 @@ use super::plan::{Group, Victim};
 use super::{HINT, Halt, check_stop};
 use crate::journal::record::{Body, ExecutionNumber, Micros, Note, Record};
 use crate::journal::{Item, Kind, Outputs, Prepared, Rewrite, Scanned, Segment, Step};
-use crate::session::outputs::{Compactor, Limits, Replayed};
+use crate::session::outputs::{self, Compactor, Limits, Replayed};
 use crate::wire::Message;
 use crate::wire::message::HeaderFields;
 
@@ -273,13 +273,9 @@ impl Writing<'_> {
     }
 }
 
-/// status and execute_input are no outputs: they stay where they are.
+/// Whether it stays where it is.
 pub(super) fn is_frame(message: &Message) -> bool {
-    (message.header()).is_ok_and(|header| is_a_frame(&header.msg_type))
-}
-
-fn is_a_frame(msg_type: &str) -> bool {
-    matches!(msg_type, "status" | "execute_input")
+    (message.header()).is_ok_and(|header| outputs::is_frame(&header.msg_type))
 }
 
 /// Whether this record of an execution can be read, and is no frame.
@@ -322,7 +318,7 @@ fn compact(
         let header = message.header();
         let is_frame = header
             .as_ref()
-            .is_ok_and(|header| is_a_frame(&header.msg_type));
+            .is_ok_and(|header| outputs::is_frame(&header.msg_type));
         if is_frame {
             in_run = false;
             continue;

@@ -33,7 +33,7 @@ pub(super) enum Kind<'a> {
         wait: bool,
     },
     Comm(Comm),
-    /// status, execute_input: the sender of a replay makes its own.
+    /// [`is_frame`]: the sender of a replay makes its own.
     Frame,
     /// Anything else.
     Aside,
@@ -63,6 +63,11 @@ pub(super) struct StreamContent<'a> {
     pub text: Cow<'a, str>,
 }
 
+/// Whether messages of this type are no outputs, but say that an execution begins and ends.
+pub fn is_frame(msg_type: &str) -> bool {
+    matches!(msg_type, "status" | "execute_input")
+}
+
 pub(super) fn read<'a>(msg_type: &str, content: &'a [u8], buffers: &[Bytes]) -> Kind<'a> {
     match msg_type {
         "stream" => match stream(content) {
@@ -85,7 +90,7 @@ pub(super) fn read<'a>(msg_type: &str, content: &'a [u8], buffers: &[Bytes]) -> 
         "comm_open" | "comm_msg" | "comm_close" => {
             comm(msg_type, content, buffers).map_or(Kind::Aside, Kind::Comm)
         }
-        "status" | "execute_input" => Kind::Frame,
+        frame if is_frame(frame) => Kind::Frame,
         _ => Kind::Aside,
     }
 }
