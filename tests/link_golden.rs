@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use farside::journal::record::{Body, Note, Record};
 use farside::link::{
-    FRONTENDS_VERSION, Frame, Hello, LinkReader, LinkWriter, OLDEST_VERSION, Refusal, Resume,
-    VERSION, Welcome,
+    FRONTENDS_VERSION, Frame, Hello, KERNEL_INFO_VERSION, LinkReader, LinkWriter, OLDEST_VERSION,
+    Refusal, Resume, VERSION, Welcome,
 };
 use farside::session::event::Command;
 use farside::session::view::Mirror;
@@ -124,15 +124,18 @@ fn host(version: u32) -> Vec<Frame> {
         part,
         record: record(seq, body),
     };
-    vec![
-        Frame::Welcome(Welcome {
-            version,
-            session: "k3x9a2bq".into(),
-            name: "train".into(),
-            session_id: "f9-db55".into(),
-            seq: 11,
-            farside: "0.1.0".into(),
-        }),
+    let welcome = Frame::Welcome(Welcome {
+        version,
+        session: "k3x9a2bq".into(),
+        name: "train".into(),
+        session_id: "f9-db55".into(),
+        seq: 11,
+        farside: "0.1.0".into(),
+    });
+    let kernel_info = [Some(json!({ "status": "ok", "banner": "Python 3" })), None]
+        .map(|content| Frame::KernelInfo { content });
+    let kernel_info = (version >= KERNEL_INFO_VERSION).then_some(kernel_info);
+    let rest = [
         frame(0, 12, iopub(None)),
         frame(1, 12, iopub(Some(CLIENT))),
         frame(
@@ -176,7 +179,11 @@ fn host(version: u32) -> Vec<Frame> {
         Frame::Refused(Refusal::Attached),
         Frame::Refused(Refusal::Ending),
         Frame::Refused(Refusal::Version { host: version }),
-    ]
+    ];
+    std::iter::once(welcome)
+        .chain(kernel_info.into_iter().flatten())
+        .chain(rest)
+        .collect()
 }
 
 fn golden(version: u32) -> PathBuf {

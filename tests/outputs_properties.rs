@@ -336,14 +336,27 @@ fn a_message_above_the_limits_leaves_a_line_and_an_update_brings_it_back() {
         "{line}"
     );
 
-    let x = [
-        x[0].clone(),
-        x[1].clone(),
-        display("update_display_data", 1000),
-    ];
-    let replay = all(&messages(&x));
-    assert_eq!(replay[1].msg_type, "display_data");
-    assert!(replay[1].content.len() > 1000);
+    let update = messages(&[display("update_display_data", 1000)]);
+    let x = [messages(&x), update.clone()].concat();
+    let updated = all(&x);
+    assert_eq!(updated[1].msg_type, "display_data");
+    assert!(updated[1].content.len() > 1000);
+
+    // Also where the line was written by somebody before, whose hint holds.
+    for hint in ["hint", "another"] {
+        let mut again = again(&replay);
+        again.extend(messages(&[(
+            "stream",
+            json!({"name": "stderr", "text": "behind"}),
+        )]));
+        let shown = compact(&again, Limits::default(), hint);
+        assert_eq!(shown[1], replay[1]);
+        assert_eq!(shown.len(), 3, "it stays a line of its own");
+        again.extend(update.clone());
+        let shown = compact(&again, Limits::default(), hint);
+        assert_eq!(shown[1].msg_type, "display_data");
+        assert_eq!(shown[1].content, updated[1].content);
+    }
 }
 
 /// Compacted in steps, as a long execution in a journal is: what is left out adds up, and each hint stands for its own.
@@ -541,4 +554,17 @@ fn sums_that_nobody_can_have_left_out_do_no_harm() {
     for hint in ["h", "another"] {
         assert_eq!(compact(&forged, Limits::default(), hint).len(), 1);
     }
+    // What it says of a single display takes no more memory than any other text.
+    let one = |what: &str| {
+        let left_out = json!({ "what": what, "bytes": 1, "messages": 1, "hint": "h" });
+        let mut forged = forged[0].clone();
+        forged.metadata = json!({ "farside": { "left_out": left_out } })
+            .to_string()
+            .into();
+        forged
+    };
+    let many = vec![one(&"x".repeat(10_000)); 3000];
+    let shown = compact(&many, Limits::default(), "h");
+    assert_eq!(shown.len(), 1);
+    assert_eq!(compact(&[one("error")], Limits::default(), "h").len(), 1);
 }

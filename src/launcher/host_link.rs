@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::kernel_info::Underway;
 use super::presence::Presence;
 use super::reach::{self, ReachError, Stream};
 use crate::journal::record::{Body, ClientId, Record};
@@ -19,7 +20,21 @@ pub struct Outgoing {
     /// The request, identities first.
     pub message: Message,
     /// Given back once the host has it in the journal.
-    pub share: OwnedSemaphorePermit,
+    pub share: Share,
+}
+
+/// What a request holds while it is on its way.
+pub struct Share {
+    pub(super) _room: OwnedSemaphorePermit,
+    pub(super) _underway: Option<Underway>,
+}
+
+/// What comes from the host.
+pub enum Heard {
+    /// To a frontend.
+    Reply(Channel, Message),
+    /// How it answers kernel_info; `None` also where the link is broken.
+    KernelInfo(Option<serde_json::Value>),
 }
 
 /// Why the main stream ended for good.
@@ -40,7 +55,7 @@ pub struct HostLink {
     session: Rc<Session>,
     hello: Hello,
     number: u64,
-    unacknowledged: VecDeque<(u64, Record, OwnedSemaphorePermit)>,
+    unacknowledged: VecDeque<(u64, Record, Share)>,
     last: Resume,
 }
 
@@ -61,21 +76,23 @@ impl HostLink {
         }
     }
 
-    /// Runs until the session ends; `waiting` is asked first, `deliver` gets each reply, the host hears of `presence`.
+    /// Runs until the session ends; `waiting` is asked first, `hear` gets what comes, the host hears of `presence`.
     pub async fn run(
         mut self,
         mut stream: Stream,
         waiting: Vec<Outgoing>,
         requests: &mut mpsc::UnboundedReceiver<Outgoing>,
         mut presence: Presence<'_>,
-        mut deliver: impl FnMut(Channel, Message),
+        mut hear: impl FnMut(Heard),
     ) -> LinkEnd {
         for request in waiting {
             self.push(request, &mut stream);
         }
         loop {
-            let served = self.serve(&mut stream, requests, &mut presence, &mut deliver);
-            match served.await {
+            let served = self.serve(&mut stream, requests, &mut presence, &mut hear);
+            let end = served.await;
+            hear(Heard::KernelInfo(None));
+            match end {
                 Ok(reason) => {
                     // Acknowledgements come before the last word: the others are in no journal.
                     let unsent = self.unacknowledged.into_iter().filter_map(unsent).collect();
@@ -110,7 +127,7 @@ impl HostLink {
         stream: &mut Stream,
         requests: &mut mpsc::UnboundedReceiver<Outgoing>,
         presence: &mut Presence<'_>,
-        deliver: &mut impl FnMut(Channel, Message),
+        hear: &mut impl FnMut(Heard),
     ) -> Result<String, LinkError> {
         let tells = stream.welcome.version >= FRONTENDS_VERSION;
         if tells {
@@ -131,7 +148,8 @@ impl HostLink {
                     stream.writer.send(&presence.tell()).await?;
                 }
                 frame = stream.reader.next() => match frame? {
-                    Some(Frame::Record { part, record }) => self.on_record(part, record, deliver),
+                    Some(Frame::Record { part, record }) => self.on_record(part, record, hear),
+                    Some(Frame::KernelInfo { content }) => hear(Heard::KernelInfo(content)),
                     Some(Frame::Ack { number }) => self.on_ack(number),
                     Some(Frame::Ended { reason }) => return Ok(reason),
                     Some(other) => tracing::warn!(?other, "the host said something unexpected; ignored"),
@@ -165,14 +183,14 @@ impl HostLink {
         self.unacknowledged.push_back((self.number, record, share));
     }
 
-    fn on_record(&mut self, part: u32, record: Record, deliver: &mut impl FnMut(Channel, Message)) {
+    fn on_record(&mut self, part: u32, record: Record, hear: &mut impl FnMut(Heard)) {
         self.last.seq = record.seq;
         self.last.part = part;
         if let Body::Reply {
             channel, message, ..
         } = record.body
         {
-            deliver(channel, message);
+            hear(Heard::Reply(channel, message));
         }
     }
 
@@ -187,7 +205,7 @@ impl HostLink {
     }
 }
 
-fn unsent((_, record, share): (u64, Record, OwnedSemaphorePermit)) -> Option<Outgoing> {
+fn unsent((_, record, share): (u64, Record, Share)) -> Option<Outgoing> {
     match record.body {
         Body::Request {
             channel, message, ..

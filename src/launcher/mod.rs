@@ -3,12 +3,14 @@
 //!
 //! Owns: the five sockets of the connection file (`frontends`, `subscriber`), signatures, the choice of the session
 //! ([`choice`]), the link to its host (`host_link`, [`reach`]), the rule when leaving means detaching ([`leaving`]),
-//! and what comes after a session that retired (`succession`). Refuses to know what a message means, but for shutdown and interrupt requests.
+//! what comes after a session that retired (`succession`), and early answers to kernel_info (`kernel_info`). Refuses to
+//! know what a message means, but for shutdown, interrupt and kernel_info requests.
 
 mod ahead;
 pub mod choice;
 mod frontends;
 mod host_link;
+mod kernel_info;
 pub mod leaving;
 mod presence;
 pub mod reach;
@@ -22,6 +24,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,7 +32,8 @@ use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use self::choice::{ChoiceError, Wanted, choose};
 use self::frontends::{Peers, Sockets};
-use self::host_link::Outgoing;
+use self::host_link::{Outgoing, Share};
+use self::kernel_info::KernelInfo;
 use self::leaving::{Frontend, Meaning};
 use self::reach::Stream;
 use self::succession::Served;
@@ -96,6 +100,7 @@ pub(crate) struct Shared {
     refused: Cell<u64>,
     requests: mpsc::UnboundedSender<Outgoing>,
     room: HashMap<Channel, Arc<Semaphore>>,
+    kernel_info: KernelInfo,
     frontend: Option<Frontend>,
     leaving: Notify,
     stage: Cell<Stage>,
@@ -201,6 +206,7 @@ async fn serve(
         room: [Channel::Shell, Channel::Control, Channel::Stdin]
             .map(|channel| (channel, Arc::new(Semaphore::new(UNITS_MAX))))
             .into(),
+        kernel_info: KernelInfo::default(),
         frontend,
         leaving: Notify::new(),
         stage: Cell::new(Stage::Serving),
@@ -280,12 +286,8 @@ impl Shared {
             "interrupt_request"
                 if frontend.meaning() == Meaning::Leaving || frontend.came_before_us(message) =>
             {
-                self.answer(
-                    channel,
-                    message,
-                    "interrupt_reply",
-                    &json!({ "status": "ok" }),
-                );
+                let content = json!({ "status": "ok" });
+                self.answer(channel, message, "interrupt_reply", content.to_string());
                 true
             }
             _ => false,
@@ -295,16 +297,16 @@ impl Shared {
     /// Nothing is shut down.
     fn answer_shutdown(&self, channel: Channel, request: &Message) {
         let content = json!({ "status": "ok", "restart": false });
-        self.answer(channel, request, "shutdown_reply", &content);
+        self.answer(channel, request, "shutdown_reply", content.to_string());
     }
 
-    /// A reply of the launcher's own, to a frontend that is leaving.
+    /// A reply of the launcher's own; its content is JSON.
     fn answer(
         &self,
         channel: Channel,
         request: &Message,
         msg_type: &str,
-        content: &serde_json::Value,
+        content: impl Into<Bytes>,
     ) {
         let msg_id = uuid::Uuid::new_v4().to_string();
         let header = HeaderFields {
@@ -314,12 +316,15 @@ impl Shared {
             username: "farside",
             date: crate::state_dir::now(),
         };
-        let mut reply = Message::new(&header, &request.header, content);
+        let mut reply = Message::with_content(&header, &request.header, content.into());
         reply.identities.clone_from(&request.identities);
         self.peers.borrow_mut().deliver(channel, reply);
     }
 
     fn on_reply(&self, channel: Channel, message: Message) {
+        if self.kernel_info.was_answered(channel, &message) {
+            return;
+        }
         let is_restarted = self.stage.get() == Stage::Ending { restart: true }
             && message
                 .header()
@@ -339,14 +344,25 @@ impl Shared {
         tokio::time::sleep(LINGER).await;
     }
 
-    /// Waits until there is room for a request.
+    /// Takes a request in for the host, when there is room for it; gives it its answer before where that is known.
     async fn admit(&self, channel: Channel, message: Message) {
+        let underway = match self.kernel_info.answer(channel, &message) {
+            Some(content) => {
+                self.answer(channel, &message, "kernel_info_reply", content);
+                None
+            }
+            None => Some(self.kernel_info.underway()),
+        };
         // At most UNITS_MAX, so it fits.
         let units = (message.queue_bytes() / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
         let room = self.room[&channel].clone();
         // The semaphore is never closed.
-        let Ok(share) = room.acquire_many_owned(units).await else {
+        let Ok(room) = room.acquire_many_owned(units).await else {
             return;
+        };
+        let share = Share {
+            _room: room,
+            _underway: underway,
         };
         let _ = self.requests.send(Outgoing {
             channel,

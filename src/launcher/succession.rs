@@ -11,7 +11,7 @@ use serde_json::json;
 use tokio::sync::mpsc;
 
 use super::choice::{Wanted, choose};
-use super::host_link::{HostLink, LinkEnd, Outgoing};
+use super::host_link::{Heard, HostLink, LinkEnd, Outgoing};
 use super::leaving::Frontend;
 use super::presence::Presence;
 use super::reach::Stream;
@@ -57,9 +57,12 @@ pub(super) async fn serve(
     let mut waiting = Vec::new();
     loop {
         let link = HostLink::new(Rc::new(session), shared.hello.clone(), &stream);
-        let deliver = |channel, message| shared.on_reply(channel, message);
+        let hear = |heard| match heard {
+            Heard::Reply(channel, message) => shared.on_reply(channel, message),
+            Heard::KernelInfo(content) => shared.kernel_info.learn(content),
+        };
         let presence = Presence::new(&shared.peers);
-        let served = link.run(stream, waiting, &mut requests, presence, deliver);
+        let served = link.run(stream, waiting, &mut requests, presence, hear);
         let (reason, unsent) = match served.await {
             LinkEnd::Ended { reason, unsent } => (reason, unsent),
             LinkEnd::Lost(error) => {
@@ -160,14 +163,14 @@ impl Shared {
         match header.msg_type.as_ref() {
             "shutdown_request" => {
                 let content = json!({ "status": "ok", "restart": wants_restart(message) });
-                self.answer(channel, message, "shutdown_reply", &content);
+                self.answer(channel, message, "shutdown_reply", content.to_string());
                 self.stage.set(Stage::Detaching);
                 self.leaving.notify_one();
                 true
             }
             "interrupt_request" => {
                 let content = json!({ "status": "ok" });
-                self.answer(channel, message, "interrupt_reply", &content);
+                self.answer(channel, message, "interrupt_reply", content.to_string());
                 true
             }
             _ => false,

@@ -64,6 +64,12 @@ pub enum Frame {
         /// The identity of each.
         identities: Vec<Vec<u8>>,
     },
+    /// Host, from [`super::KERNEL_INFO_VERSION`] on, to clients that want replies: how it answers a kernel_info_request
+    /// now; on a new stream, and whenever that has changed.
+    KernelInfo {
+        /// The reply's content; `None`: not at once, or not like this.
+        content: Option<Value>,
+    },
     /// Host: the session has ended; the stream ends.
     Ended {
         /// Why.
@@ -110,6 +116,7 @@ impl Frame {
             Self::Answer { .. } => 7,
             Self::Ended { .. } => 8,
             Self::Frontends { .. } => 9,
+            Self::KernelInfo { .. } => 10,
         }
     }
 
@@ -131,6 +138,7 @@ impl Frame {
             }),
             Self::Ended { reason } => json(reason),
             Self::Frontends { identities } => json(identities),
+            Self::KernelInfo { content } => json(content),
         };
         push_frame(self.kind(), 0, vec![body], push);
     }
@@ -188,6 +196,9 @@ impl Frame {
             },
             9 => Self::Frontends {
                 identities: parse(&bytes)?,
+            },
+            10 => Self::KernelInfo {
+                content: parse(&bytes)?,
             },
             unknown => {
                 return Err(LinkError::Malformed(format!(

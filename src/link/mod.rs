@@ -20,7 +20,7 @@ pub use frame::{Frame, LinkError};
 pub use stream::{LinkReader, LinkWriter};
 
 /// The newest version of the link that this farside speaks.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The oldest one. A client says hello in its newest version; a host that does not speak that one answers with its own
 /// newest ([`Refusal::Version`]), and the client says hello again in that one, if it speaks it. So whichever is newer
@@ -29,6 +29,9 @@ pub const OLDEST_VERSION: u32 = 1;
 
 /// The first version with [`Frame::Frontends`]. A host that speaks an older one would end the stream.
 pub const FRONTENDS_VERSION: u32 = 2;
+
+/// The first version with [`Frame::KernelInfo`].
+pub const KERNEL_INFO_VERSION: u32 = 3;
 
 /// The first frame of a client.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

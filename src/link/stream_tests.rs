@@ -134,6 +134,9 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         text().prop_map(|reason| Frame::Ended { reason }),
         vec(vec(any::<u8>(), 0..9), 0..4).prop_map(|identities| Frame::Frontends { identities }),
+        proptest::option::of(".{0,9}").prop_map(|text| Frame::KernelInfo {
+            content: text.map(|text| serde_json::json!({ "banner": text })),
+        }),
     ]
 }
 

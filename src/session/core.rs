@@ -154,6 +154,8 @@ pub struct Core {
     pub(super) outbox: Outbox,
     /// Our own requests to the engine: what belongs to them goes to no frontend.
     pub(super) probes: HashSet<String>,
+    /// The engine whose kernel_info the driver knows.
+    pub(super) told_kernel_info: Option<u32>,
     /// Executions that were live at an adoption: the probe's end is theirs.
     pub(super) adopted: Option<Adoption>,
     /// Whether all that the engine says arrives.
@@ -205,6 +207,7 @@ impl Core {
             unstarted: Unstarted::default(),
             outbox: Outbox::default(),
             probes: HashSet::new(),
+            told_kernel_info: None,
             adopted: None,
             presence: Presence::default(),
             lookups: HashMap::new(),
@@ -312,6 +315,7 @@ impl Core {
         }
         self.tell_of_losses(false);
         self.go_on_retiring();
+        self.tell_kernel_info();
         std::mem::take(&mut self.effects)
     }
 
@@ -344,6 +348,7 @@ impl Core {
         if self.state.generation == 0 {
             self.start_engine();
         }
+        self.tell_kernel_info();
         std::mem::take(&mut self.effects)
     }
 

@@ -248,10 +248,13 @@ impl Core {
             let generation = self.state.generation;
             if self.state.info.as_ref() != Some(&info) {
                 self.note(Note::EngineReady { generation, info });
+                self.told_kernel_info = None;
             }
-            for asked in self.pending_requests() {
-                if asked.is_of_type("kernel_info_request") {
-                    self.answer_kernel_info(&asked);
+            if let Some(content) = self.kernel_info() {
+                for asked in self.pending_requests() {
+                    if asked.is_of_type("kernel_info_request") {
+                        self.answer_kernel_info(&asked, &content);
+                    }
                 }
             }
             if !matches!(self.engine, Engine::Stopping(_)) {

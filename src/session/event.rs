@@ -205,6 +205,9 @@ pub enum Effect {
         /// The program's path.
         program: String,
     },
+    /// How a kernel_info_request is answered from now on, for those who may answer it themselves; `None`: by this core
+    /// alone, for the answer is to wait, or is an error.
+    KernelInfo(Option<serde_json::Value>),
     /// The session is over and its last record is written: end the host.
     End,
 }

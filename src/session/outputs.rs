@@ -309,8 +309,13 @@ impl Compactor {
                 true
             }
             (notice::ASIDES, Some(hint)) => Earlier::add(&mut self.asides_earlier, hint, left_out),
-            // One message that was too large.
-            _ => false,
+            _ => match notice.one(&self.hint) {
+                Some(too_large) if !self.verbatim => {
+                    self.cell.too_large(self.order, too_large);
+                    true
+                }
+                Some(_) | None => false,
+            },
         }
     }
 

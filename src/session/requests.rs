@@ -31,9 +31,8 @@ impl Core {
         match (channel, header.msg_type.as_ref()) {
             (Channel::Shell | Channel::Control, "kernel_info_request") => {
                 let asked = Asked::new(client, channel, &message);
-                let is_restarting = self.engine == Engine::Stopping(Then::Restart);
-                if self.state.info.is_some() && !is_restarting {
-                    self.answer_kernel_info(&asked);
+                if let Some(content) = self.kernel_info() {
+                    self.answer_kernel_info(&asked, &content);
                 } else if let Engine::Absent { why: Some(why) } = &self.engine {
                     let why = why.clone();
                     self.refuse(&asked, &why);
@@ -211,12 +210,15 @@ impl Core {
         }
     }
 
-    pub(super) fn answer_kernel_info(&mut self, asked: &Asked) {
-        let mut content = self
-            .state
-            .info
-            .clone()
-            .unwrap_or_else(|| json!({ "status": "ok" }));
+    /// Whether the engine has said it, and is not about to be replaced.
+    fn knows_kernel_info(&self) -> bool {
+        self.state.info.is_some() && self.engine != Engine::Stopping(Then::Restart)
+    }
+
+    /// The answer to kernel_info, while there is one from memory.
+    pub(super) fn kernel_info(&self) -> Option<Value> {
+        let info = self.state.info.as_ref();
+        let mut content = info.filter(|_| self.knows_kernel_info())?.clone();
         if let Some(fields) = content.as_object_mut() {
             let banner = fields.get("banner").and_then(Value::as_str).unwrap_or("");
             let banner = format!(
@@ -230,8 +232,22 @@ impl Core {
                 "engine": self.facts.engine });
             fields.insert("farside".into(), session);
         }
+        Some(content)
+    }
+
+    /// Tells the driver, where that has changed.
+    pub(super) fn tell_kernel_info(&mut self) {
+        let current = self.knows_kernel_info().then_some(self.state.generation);
+        if current != self.told_kernel_info {
+            self.told_kernel_info = current;
+            let content = self.kernel_info();
+            self.effect(Effect::KernelInfo(content));
+        }
+    }
+
+    pub(super) fn answer_kernel_info(&mut self, asked: &Asked, content: &Value) {
         self.status(asked, "busy");
-        self.reply(asked, 0, "kernel_info_reply", &content);
+        self.reply(asked, 0, "kernel_info_reply", content);
         self.answered(asked);
     }
 

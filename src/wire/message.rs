@@ -136,6 +136,12 @@ impl Message {
         parent_header: &Bytes,
         content: &serde_json::Value,
     ) -> Self {
+        // Display of a Value cannot fail: its keys are strings.
+        Self::with_content(header, parent_header, content.to_string().into())
+    }
+
+    /// The same, of content that is JSON text already.
+    pub fn with_content(header: &HeaderFields<'_>, parent_header: &Bytes, content: Bytes) -> Self {
         let empty = || Bytes::from_static(b"{}");
         Self {
             identities: Vec::new(),
@@ -146,8 +152,7 @@ impl Message {
                 parent_header.clone()
             },
             metadata: empty(),
-            // Display of a Value cannot fail: its keys are strings.
-            content: content.to_string().into(),
+            content,
             buffers: Vec::new(),
         }
     }

@@ -352,6 +352,8 @@ pub struct Bench {
     pub to_engine: VecDeque<(Channel, Message)>,
     /// What else the core wanted, e.g. `start 1`, `interrupt`, `stop restart`, `end`.
     pub wanted: Vec<String>,
+    /// How kernel_info is answered, as the core has said it.
+    pub kernel_info: Option<serde_json::Value>,
     /// Answers to commands.
     pub answers: Vec<Value>,
     /// Look-ups are answered by hand.
@@ -404,6 +406,7 @@ impl Bench {
             records: Vec::new(),
             to_engine: VecDeque::new(),
             wanted: Vec::new(),
+            kernel_info: None,
             answers: Vec::new(),
             queries_wait: false,
             queries: Vec::new(),
@@ -499,6 +502,7 @@ impl Bench {
                     self.notifications.push(*notification);
                 }
                 Effect::End => self.wanted.push("end".into()),
+                Effect::KernelInfo(content) => self.kernel_info = content,
                 Effect::ReplaceHost { program, .. } => {
                     self.wanted.push(format!("replaced by {program}"));
                 }

@@ -17,6 +17,7 @@ fn kernel_info_waits_for_the_engines_first_answer_and_then_comes_from_the_cache(
     b.ask(a, Channel::Control, "kernel_info_request");
     assert_eq!(b.heard(a), Vec::<String>::new());
     assert_eq!(b.core.session_state(), "starting");
+    assert_eq!(b.kernel_info, None);
     b.engine_starts(1);
     let answered = [
         "iopub a1 status busy",
@@ -34,6 +35,7 @@ fn kernel_info_waits_for_the_engines_first_answer_and_then_comes_from_the_cache(
     assert_eq!(*channel, Channel::Shell);
     assert_eq!(reply.identities, request.identities);
     let info = content(reply);
+    assert_eq!(b.kernel_info.as_ref(), Some(&info), "launchers know it");
     assert_eq!(info["implementation"], "ipython");
     assert_eq!(info["farside"]["session"], "s1");
     let banner = info["banner"].as_str().unwrap();

@@ -61,7 +61,7 @@ fn is_exact(frame: &Frame) -> bool {
             Body::Note(Note::Checkpoint { .. } | Note::EngineReady { .. }) => false,
             Body::Note(_) | Body::Request { .. } | Body::Reply { .. } | Body::Iopub { .. } => true,
         },
-        Frame::Answer { .. } => false,
+        Frame::Answer { .. } | Frame::KernelInfo { .. } => false,
         Frame::Hello(_)
         | Frame::Welcome(_)
         | Frame::Refused(_)

@@ -2,13 +2,14 @@
 
 use std::time::Duration;
 
+use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::{Driver, Input};
 use crate::host::clients::{Admission, Opening, StreamId};
 use crate::host::cursor::Cursor;
 use crate::journal::record::ClientId;
-use crate::link::{Refusal, Welcome};
+use crate::link::{Frame, KERNEL_INFO_VERSION, Refusal, Welcome};
 use crate::process::PidFd;
 use crate::session::event::Event;
 
@@ -21,6 +22,8 @@ pub(super) struct Attached {
     /// Its stream for replies, while it has one.
     pub(super) main: Option<StreamId>,
     pub(super) claims: bool,
+    /// Its main stream is to hear how kernel_info is answered.
+    pub(super) wants_kernel_info: bool,
 }
 
 impl Driver {
@@ -54,14 +57,20 @@ impl Driver {
             farside: env!("CARGO_PKG_VERSION").to_owned(),
         };
         if hello.replies {
+            let wants_kernel_info = hello.version >= KERNEL_INFO_VERSION;
             let known = self.clients.insert(
                 hello.client,
                 Attached {
                     pid: hello.pid,
                     main: Some(stream),
                     claims: hello.claim,
+                    wants_kernel_info,
                 },
             );
+            if wants_kernel_info && self.kernel_info.is_some() {
+                let content = self.kernel_info.clone();
+                self.tell(stream, Frame::KernelInfo { content });
+            }
             if let Some(file) = hello.connection_file {
                 self.connection_file = Some(file);
             }
@@ -83,6 +92,20 @@ impl Driver {
             side,
         };
         let _ = answer.send(Ok(admission));
+    }
+
+    /// All clients that can use it hear how kernel_info is answered from now on. Before the acknowledgement of what has
+    /// changed it: who has that knows the rest.
+    pub(super) fn tell_kernel_info(&mut self, content: Option<Value>) {
+        let streams: Vec<StreamId> = (self.clients.values())
+            .filter(|attached| attached.wants_kernel_info)
+            .filter_map(|attached| attached.main)
+            .collect();
+        for stream in streams {
+            let content = content.clone();
+            self.tell(stream, Frame::KernelInfo { content });
+        }
+        self.kernel_info = content;
     }
 
     /// Another launcher has the session, and lives.

@@ -33,6 +33,7 @@ impl Driver {
                     pid: known.pid,
                     main: None,
                     claims,
+                    wants_kernel_info: false,
                 },
             );
             self.expect(client);

@@ -11,7 +11,7 @@ use bytes::Bytes;
 
 use super::kept::{Budget, Kept, LeftOut};
 use super::line::{self, OpenLine};
-use super::notice::{self, Earlier, NOTICE_COST};
+use super::notice::{self, Earlier, NOTICE_COST, TooLarge};
 use super::replay::CellWriter;
 use super::{Limits, Replayed, content};
 use crate::wire::Message;
@@ -42,11 +42,7 @@ pub(super) enum Output {
     /// As it came, and can be updated.
     Display { id: String, message: Replayed },
     /// Larger than the limits.
-    TooLarge {
-        id: Option<String>,
-        msg_type: Cow<'static, str>,
-        bytes: usize,
-    },
+    TooLarge(TooLarge),
 }
 
 /// The stream messages at the end of the outputs that a further one joins.
@@ -199,6 +195,17 @@ impl Cell {
         self.outputs
             .leave_out(own, |id, output| forget(displays, id, &output));
         true
+    }
+
+    /// One message was too large already.
+    pub fn too_large(&mut self, order: u64, too_large: TooLarge) {
+        self.clear_if_pending();
+        self.end_run();
+        let id = too_large.id.clone();
+        let place = self.keep(order, NOTICE_COST, Output::TooLarge(too_large));
+        if let Some(id) = id {
+            self.displays.entry(id).or_default().push_back(place);
+        }
     }
 
     /// clear_output(wait=False).
@@ -363,13 +370,13 @@ impl Cell {
             Some(Output::Display { id, message }) if message.msg_type == "display_data" => {
                 (id.clone(), message.identities.clone())
             }
-            Some(Output::TooLarge {
+            Some(Output::TooLarge(TooLarge {
                 id: Some(id),
                 msg_type,
                 ..
-            }) if msg_type == "display_data" => (id.clone(), new.identities.clone()),
+            })) if msg_type == "display_data" => (id.clone(), new.identities.clone()),
             Some(Output::Display { .. }) => return false,
-            Some(Output::TooLarge { .. } | Output::Text { .. } | Output::Whole(_)) | None => {
+            Some(Output::TooLarge(_) | Output::Text { .. } | Output::Whole(_)) | None => {
                 return true;
             }
         };
@@ -384,11 +391,12 @@ impl Cell {
             Output::Display { id, message }
         } else {
             self.outputs.resize(place, NOTICE_COST, &mut gone);
-            Output::TooLarge {
+            Output::TooLarge(TooLarge {
                 id: Some(id),
                 msg_type: message.msg_type,
-                bytes,
-            }
+                bytes: bytes as u64,
+                hint: None,
+            })
         };
         if let Some(output) = self.outputs.get_mut(place) {
             *output = item;
@@ -412,17 +420,15 @@ impl Cell {
             Output::Display { id, message } => (Some(id), message.msg_type),
             Output::Whole(message) => (None, message.msg_type),
             Output::Text { .. } => (None, Cow::Borrowed("stream")),
-            Output::TooLarge { id, msg_type, .. } => (id, msg_type),
+            Output::TooLarge(too_large) => (too_large.id, too_large.msg_type),
         };
-        self.keep(
-            order,
-            NOTICE_COST,
-            Output::TooLarge {
-                id,
-                msg_type,
-                bytes,
-            },
-        )
+        let too_large = TooLarge {
+            id,
+            msg_type,
+            bytes: bytes as u64,
+            hint: None,
+        };
+        self.keep(order, NOTICE_COST, Output::TooLarge(too_large))
     }
 
     fn keep(&mut self, order: u64, cost: Budget, output: Output) -> u64 {
@@ -436,8 +442,8 @@ impl Cell {
 /// An output was left out: there is nothing to update any more.
 fn forget(displays: &mut Displays, id: u64, output: &Output) {
     let display_id = match output {
-        Output::Display { id, .. } | Output::TooLarge { id: Some(id), .. } => id,
-        Output::Text { .. } | Output::Whole(_) | Output::TooLarge { id: None, .. } => return,
+        Output::Display { id, .. } | Output::TooLarge(TooLarge { id: Some(id), .. }) => id,
+        Output::Text { .. } | Output::Whole(_) | Output::TooLarge(_) => return,
     };
     if let Some(places) = displays.get_mut(display_id) {
         // The oldest goes first.

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::kept::{Budget, LeftOut};
-use super::{Replayed, content};
+use super::{Replayed, content, known};
 use crate::wire::Message;
 
 /// What the line in place of a message costs.
@@ -16,6 +16,9 @@ pub(super) const NOTICE_COST: Budget = Budget {
     rich_bytes: 256,
     messages: 1,
 };
+
+/// The words in a line, all together: what is read from a cell's metadata is held in memory.
+const NAMES_BYTES_MAX: usize = 1 << 10;
 
 /// What is said of outputs of the cell.
 pub(super) const OUTPUTS: &str = "outputs";
@@ -36,6 +39,9 @@ pub(super) struct Notice<'a> {
     /// How to see it, or why nobody can.
     #[serde(borrow)]
     pub hint: Cow<'a, str>,
+    /// Of one display that was too large, and that a smaller update can bring back.
+    #[serde(borrow, default, skip_serializing_if = "Option::is_none")]
+    pub display_id: Option<Cow<'a, str>>,
 }
 
 #[derive(Deserialize, Serialize)]
@@ -57,6 +63,18 @@ impl<'a> Notice<'a> {
             bytes: left_out.bytes,
             messages: left_out.messages,
             hint: hint.into(),
+            display_id: None,
+        }
+    }
+
+    /// Of one message that was larger than the limits.
+    pub fn of_one(too_large: &'a TooLarge, hint: &'a str) -> Self {
+        Self {
+            what: (&*too_large.msg_type).into(),
+            bytes: too_large.bytes,
+            messages: 1,
+            hint: too_large.hint.as_deref().unwrap_or(hint).into(),
+            display_id: too_large.id.as_deref().map(Cow::Borrowed),
         }
     }
 
@@ -67,6 +85,20 @@ impl<'a> Notice<'a> {
         }
         let metadata: Metadata = serde_json::from_slice(&message.metadata).ok()?;
         Some(metadata.farside.left_out)
+    }
+
+    /// As it was said, of one message. `None`: whoever wrote it was none of us.
+    pub fn one(&self, own_hint: &str) -> Option<TooLarge> {
+        let id = self.display_id.as_deref().unwrap_or_default();
+        if self.what.len() + self.hint.len() + id.len() > NAMES_BYTES_MAX {
+            return None;
+        }
+        Some(TooLarge {
+            id: self.display_id.as_deref().map(str::to_owned),
+            msg_type: known(&self.what),
+            bytes: self.bytes,
+            hint: (self.hint != own_hint).then(|| self.hint.clone().into_owned()),
+        })
     }
 
     pub fn left_out(&self, order: u64) -> LeftOut {
@@ -95,6 +127,17 @@ impl<'a> Notice<'a> {
             buffers: Vec::new(),
         }
     }
+}
+
+/// One message that was larger than the limits: what there is of it.
+#[derive(Debug)]
+pub(super) struct TooLarge {
+    /// Its display_id.
+    pub id: Option<String>,
+    pub msg_type: Cow<'static, str>,
+    pub bytes: u64,
+    /// How to see it, where somebody else has left it out.
+    pub hint: Option<String>,
 }
 
 /// What was left out before, by somebody with another hint.

@@ -22,15 +22,8 @@ impl CellWriter {
             Output::Whole(message) | Output::Display { message, .. } => {
                 self.message(order, message.clone())
             }
-            Output::TooLarge {
-                msg_type, bytes, ..
-            } => {
-                let left_out = LeftOut {
-                    bytes: *bytes as u64,
-                    messages: 1,
-                    order,
-                };
-                self.message(order, Notice::new(msg_type, left_out, hint).write());
+            Output::TooLarge(too_large) => {
+                self.message(order, Notice::of_one(too_large, hint).write());
             }
         }
     }

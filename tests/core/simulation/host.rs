@@ -19,6 +19,7 @@ impl Simulation {
         self.say(|| format!("-- {}", gist(&event)));
         let effects = self.core.handle(event, self.now);
         self.check_deletions(&effects);
+        self.check_kernel_info(&effects);
         self.turn.take(effects);
         if !self.holds && (self.calm || !self.rng.one_in(3)) {
             self.commit();
@@ -155,7 +156,7 @@ impl Simulation {
                 None => panic!("no engine to stop: the session would wait for ever"),
             },
             Effect::Query(id, query) => self.queries.push((id, query)),
-            Effect::Reply { .. } | Effect::Notify { .. } => {}
+            Effect::Reply { .. } | Effect::Notify { .. } | Effect::KernelInfo(_) => {}
             Effect::RunHook { .. } => self.hook_runs = true,
             Effect::ReplaceHost { .. } => unreachable!("nobody asks for it"),
             Effect::End => {
@@ -231,6 +232,7 @@ impl Simulation {
         self.subshells_of_last_host();
         self.now += 1_000_000;
         let effects = self.core.open(self.hosts, self.now);
+        self.check_kernel_info(&effects);
         self.turn.take(effects);
         self.commit();
         // It may have died again in what it did first; then the one after it has done all this.

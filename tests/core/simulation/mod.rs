@@ -249,6 +249,7 @@ impl Simulation {
 
     fn run(&mut self) {
         let effects = self.core.open(1, self.now);
+        self.check_kernel_info(&effects);
         self.turn.take(effects);
         self.commit();
         // Most of what goes wrong needs few steps; some of it needs many.

@@ -5,8 +5,10 @@ use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use farside::journal::record::{Body, ClientId, ExecutionState, Note, Record};
+use farside::session::event::Effect;
 use farside::session::state::{State, header_id, is_idle};
 use farside::wire::{Channel, Message};
+use serde_json::Value;
 
 use super::Simulation;
 use crate::bench::line;
@@ -28,6 +30,8 @@ pub(super) struct Watch {
     running: Option<u64>,
     /// For each client: what ran when farside's own idle was said to it, if that was the last status.
     own_idle: HashMap<ClientId, Option<u64>>,
+    /// How this host has said that kernel_info is answered.
+    kernel_info: Option<Value>,
     /// The fold of the records that were kept.
     folded: State,
     /// The first record of those that the journal did not take.
@@ -48,6 +52,7 @@ impl Watch {
 
     pub(super) fn host_changed(&mut self) {
         self.not_kept = None;
+        self.kernel_info = None;
     }
 }
 
@@ -171,6 +176,32 @@ impl Simulation {
             );
             let idle_of_ours = (client.is_some() && !busy).then_some(self.watch.running);
             self.watch.own_idle.insert(to, idle_of_ours.flatten());
+        }
+    }
+
+    /// kernel_info is answered in the words that were told before, or in the same breath.
+    pub(super) fn check_kernel_info(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            if let Effect::KernelInfo(content) = effect {
+                assert_ne!(*content, self.watch.kernel_info, "told twice");
+                self.watch.kernel_info.clone_from(content);
+            }
+        }
+        for effect in effects {
+            let Effect::Record(record) = effect else {
+                continue;
+            };
+            let Body::Reply { message, .. } = &record.body else {
+                continue;
+            };
+            if message.header().unwrap().msg_type != "kernel_info_reply" {
+                continue;
+            }
+            let content: Value = serde_json::from_slice(&message.content).unwrap();
+            assert!(
+                content["status"] != "ok" || Some(&content) == self.watch.kernel_info.as_ref(),
+                "an answer that was not told of: {content}"
+            );
         }
     }
 
