@@ -148,10 +148,10 @@ class Bed:
 
     # Kernels.
 
-    def launch(self, kernel: str, **kw) -> Launcher:
+    def launch(self, kernel: str, env: dict[str, str] | None = None, **kw) -> Launcher:
         """With an IPython folder of its own: two engines would wait for each other's history database."""
-        env = {"IPYTHONDIR": self.folders[kernel]} if kernel in self.folders else {}
-        return self.sandbox.launch(kernel, env=env, **kw)
+        folder = {"IPYTHONDIR": self.folders[kernel]} if kernel in self.folders else {}
+        return self.sandbox.launch(kernel, env={**folder, **(env or {})}, **kw)
 
     def pair(self) -> dict[str, Fast]:
         return {kernel: Fast(self.launch(kernel).client()) for kernel in (BARE, FARSIDE)}

@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::bail;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use tokio::runtime::LocalOptions;
 
 use crate::journal::record::{Body, Note, Record};
 use crate::launcher::reach::{self, ReachError, Stream};
@@ -29,8 +30,8 @@ pub(super) fn block_on<T>(
 ) -> anyhow::Result<T> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let result = tokio::task::LocalSet::new().block_on(&runtime, conversation);
+        .build_local(LocalOptions::default())?;
+    let result = runtime.block_on(conversation);
     runtime.shutdown_background();
     result
 }

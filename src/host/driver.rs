@@ -58,9 +58,6 @@ const TURN_INPUTS_MAX: usize = 512;
 /// much of this thread as turns do, and the engine's own queue must not overrun meanwhile: so it is not far less.
 const TURN_BYTES_MAX: usize = 3 << 20;
 
-/// status.json is written so long after a change, with all changes up to then.
-const STATUS_DELAY: Duration = Duration::from_millis(25);
-
 /// The longest wait for a deadline. The system's timers stand still while the machine sleeps, and a lifetime does not:
 /// after waking up it is looked at within this.
 const TICK_EVERY: Duration = Duration::from_secs(30);
@@ -385,8 +382,7 @@ impl Driver {
         match input {
             Input::Event(event) => {
                 if matches!(event, Event::Usage(_)) {
-                    self.status_due
-                        .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+                    self.show_figures();
                 }
                 self.event(event);
             }
@@ -546,8 +542,7 @@ impl Driver {
         let bytes = self.log.shown_bytes();
         self.lookups.catch_up(bytes);
         self.digester.appended(bytes);
-        self.status_due
-            .get_or_insert_with(|| Instant::now() + STATUS_DELAY);
+        self.show_figures();
         match appended {
             Appended::Kept | Appended::StillFailing => {}
             Appended::Failed(why) => self.event(Event::JournalFailed { why }),

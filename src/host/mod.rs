@@ -36,6 +36,8 @@ mod usage;
 use std::ffi::OsString;
 use std::process::ExitCode;
 
+use tokio::runtime::LocalOptions;
+
 use self::driver::Over;
 use crate::config::{Config, Flags};
 use crate::keeper::{EXIT_OTHER_HOST, EXIT_REPLACED, HostArgs};
@@ -78,11 +80,15 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     keep_memory_small();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
-        .build()?;
-    let local = tokio::task::LocalSet::new();
+        .build_local(LocalOptions::default())?;
     upkeep::start(&session);
-    local.spawn_local(crate::process::settle());
-    let over = local.block_on(&runtime, driver::run(session.clone(), lock, args))?;
+    runtime.spawn_local(crate::process::settle());
+    // A task among the others: what wakes the future that a runtime was given costs a look at the sockets each time.
+    let driver = runtime.spawn_local(driver::run(session.clone(), lock, args));
+    let over = match runtime.block_on(driver) {
+        Ok(over) => over?,
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    };
     // A reader may still be in a file of the journal: nothing waits for it any more.
     runtime.shutdown_background();
     if over == Over::Replaced {

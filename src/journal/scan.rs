@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use super::codec::{self, FRAME_BYTES, Frame, HEAD_BYTES, Head, Kind};
 use super::reader::Gap;
@@ -56,6 +56,9 @@ pub enum Step {
 /// A [`Note::Compacted`] is shorter: five numbers and their names.
 const COMPACTED_BYTES_MAX: u64 = 300;
 
+/// And so little at least.
+const CHUNK_BYTES_MIN: usize = 4 << 10;
+
 /// Longest head (with its part table) that is accepted behind a damaged place: what looks like a frame there may
 /// be anything, and must not make us read gigabytes.
 const SEARCH_HEAD_BYTES: u32 = 1 << 20;
@@ -76,9 +79,16 @@ pub struct SegmentScan {
     number: u32,
     /// Where the next record begins.
     offset: u64,
+    /// Read-ahead at most.
     chunk_bytes: usize,
+    /// And for now: where most of what is read ahead is passed over, as large payloads are, it is less.
+    ahead_bytes: usize,
     chunk_start: u64,
     chunk: Bytes,
+    /// How much of the chunk was asked for.
+    used_bytes: usize,
+    /// The chunk's memory, for the next one, where nobody holds parts of it by then.
+    memory: BytesMut,
     /// Length of the file when it was last looked at.
     known_length: u64,
     /// The record before `offset`: offset, head checksum and seq. Tells whether the writer cut it off again.
@@ -102,8 +112,11 @@ impl SegmentScan {
             number,
             offset: HEADER_BYTES,
             chunk_bytes,
+            ahead_bytes: chunk_bytes,
             chunk_start: 0,
             chunk: Bytes::new(),
+            used_bytes: 0,
+            memory: BytesMut::new(),
             known_length: 0,
             previous: None,
             searched_to: 0,
@@ -326,7 +339,7 @@ impl SegmentScan {
             let length = self
                 .length()?
                 .saturating_sub(at)
-                .min(self.chunk_bytes as u64);
+                .min(self.ahead_bytes as u64);
             return Ok(self.fetch(at, length)?.filter(|window| !window.is_empty()));
         }
         Ok(Some(self.chunk.slice((at - self.chunk_start) as usize..)))
@@ -367,31 +380,49 @@ impl SegmentScan {
             if !self.reaches(end)? {
                 return Ok(None);
             }
-            let own = length > self.chunk_bytes as u64;
-            let wanted = if own {
-                length
-            } else {
-                (self.known_length - offset).min(self.chunk_bytes as u64)
-            };
-            // Fits: it is at most the length of a file that is there.
-            let mut bytes = vec![0; wanted as usize];
-            match self.file.read_exact_at(&mut bytes, offset) {
-                Ok(()) => {}
-                // Cut off by the writer just now.
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.forget_chunk();
-                    return Ok(None);
-                }
-                Err(error) => return Err(error),
+            if length > self.chunk_bytes as u64 {
+                // Fits: it is at most the length of a file that is there.
+                let mut bytes = vec![0; length as usize];
+                return Ok(self.read_at(&mut bytes, offset)?.then(|| bytes.into()));
             }
-            if own {
-                return Ok(Some(bytes.into()));
+            self.look_ahead();
+            let ahead = length.max(self.ahead_bytes as u64);
+            let wanted = (self.known_length - offset).min(ahead);
+            self.chunk = Bytes::new();
+            let mut bytes = std::mem::take(&mut self.memory);
+            bytes.resize(wanted as usize, 0);
+            if !self.read_at(&mut bytes, offset)? {
+                return Ok(None);
             }
             self.chunk_start = offset;
-            self.chunk = bytes.into();
+            self.chunk = bytes.split().freeze();
+            self.memory = bytes;
         }
+        self.used_bytes += length as usize;
         let from = (offset - self.chunk_start) as usize;
         Ok(Some(self.chunk.slice(from..from + length as usize)))
+    }
+
+    /// `false`: the writer has cut it off just now.
+    fn read_at(&mut self, bytes: &mut [u8], offset: u64) -> io::Result<bool> {
+        match self.file.read_exact_at(bytes, offset) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                self.forget_chunk();
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How much to read ahead next, by what the last chunk was good for.
+    fn look_ahead(&mut self) {
+        let used = std::mem::take(&mut self.used_bytes);
+        if used < self.chunk.len() / 4 {
+            self.ahead_bytes = (self.ahead_bytes / 2).max(CHUNK_BYTES_MIN);
+        } else if used >= self.chunk.len() / 2 {
+            self.ahead_bytes = (self.ahead_bytes * 2).min(self.chunk_bytes);
+        }
     }
 }
 
@@ -574,5 +605,75 @@ impl LogScan {
     /// The segment of the record that [`LogScan::next`] gave last, to read from.
     pub fn segment(&mut self) -> Option<&mut SegmentScan> {
         self.current.as_mut()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::writer::tests::samples::output;
+    use crate::journal::{Writer, WriterOptions};
+
+    fn step(scan: &mut SegmentScan) -> Scanned {
+        match scan.step().unwrap() {
+            Step::Record(found) => found,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn as_much_is_read_ahead_as_is_good_for_something() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+        let (small, large) = ("x".repeat(100), "x".repeat(100_000));
+        let texts = [&small; 200].into_iter().chain([&large; 20]);
+        let records: Vec<Record> = (1..)
+            .zip(texts.chain([&small; 2000]))
+            .map(|(seq, text)| output(seq, 1, text.clone()))
+            .collect();
+        writer.append(&records).unwrap();
+        let (mut scan, _) = SegmentScan::open_for_heads(dir.path(), 1).unwrap();
+        for _ in 0..200 {
+            step(&mut scan);
+        }
+        assert_eq!(scan.ahead_bytes, HEADS_CHUNK_BYTES);
+        for _ in 0..20 {
+            step(&mut scan);
+        }
+        assert_eq!(scan.ahead_bytes, CHUNK_BYTES_MIN);
+        for record in &records[220..] {
+            let found = step(&mut scan);
+            assert_eq!(scan.read_record(&found).unwrap().as_ref(), Some(record));
+        }
+        assert_eq!(scan.ahead_bytes, HEADS_CHUNK_BYTES);
+    }
+
+    #[test]
+    fn a_chunks_memory_is_used_again_unless_somebody_holds_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut writer, _) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+        let records: Vec<Record> = (1..=40)
+            .map(|seq| output(seq, 1, "x".repeat(50_000)))
+            .collect();
+        writer.append(&records).unwrap();
+        let (mut scan, _) = SegmentScan::open(dir.path(), 1, PAYLOADS_CHUNK_BYTES).unwrap();
+        let next = |scan: &mut SegmentScan| {
+            let found = step(scan);
+            scan.read(&found).unwrap().unwrap()
+        };
+        let first = next(&mut scan).as_ptr();
+        let start = scan.chunk_start;
+        while scan.chunk_start == start {
+            next(&mut scan);
+        }
+        assert_eq!(scan.chunk.as_ptr(), first.wrapping_sub(FRAME_BYTES));
+        let held = next(&mut scan);
+        let copy = held.to_vec();
+        let start = scan.chunk_start;
+        while scan.chunk_start == start {
+            next(&mut scan);
+        }
+        assert_ne!(scan.chunk.as_ptr(), first.wrapping_sub(FRAME_BYTES));
+        assert_eq!(held, copy);
     }
 }

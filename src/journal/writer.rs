@@ -278,13 +278,14 @@ impl Segment {
         let path = segments::path(dir, number);
         let unfinished = dir.join(UNFINISHED_NAME);
         let create = || {
+            // One may have been left by a failure, or by a host that died here. (Not made empty: a file that was is
+            // written to the disk by whoever closes it, ext4's auto_da_alloc, and that would be the host's loop.)
+            segments::remove_if_there(&unfinished)?;
             let mut file = OpenOptions::new()
                 .append(true)
-                .create(true)
+                .create_new(true)
                 .mode(0o600)
                 .open(&unfinished)?;
-            // One may have been left by a failure, or by a host that died here.
-            file.set_len(0)?;
             file.write_all(
                 &Header {
                     segment: number,

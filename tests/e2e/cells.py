@@ -57,4 +57,4 @@ def assert_attached(result: Result, code: str, text: str | None = None, status: 
     assert result.reply.type == "execute_reply"
     assert result.reply.content["status"] == status, result.reply.content
     if text is not None:
-        assert result.text == text
+        assert result.text == text, [repr(m.content)[-300:] for m in result.iopub]

@@ -253,10 +253,11 @@ def test_attach_from_the_command_line(sandbox: Sandbox, client: Client) -> None:
 
 
 def test_attach_compacts_progress_bars(sandbox: Sandbox, client: Client) -> None:
-    code = "for i in range(20_000): print(f'\\rstep {i}', end='', flush=True)\nprint('\\nend')"
+    # Fewer than an engine's socket holds: of more it may drop some, where the machine has no time for the host.
+    code = "for i in range(800): print(f'\\rstep {i}', end='', flush=True)\nprint('\\nend')"
     client.run(code, seconds=60)
     result = client.run("%farside attach")
-    assert_attached(result, code, "step 19999\nend\n")
+    assert_attached(result, code, "step 799\nend\n")
     assert len(result.iopub) < 10
 
 

@@ -176,8 +176,9 @@ def test_jupyter_client_restarts_and_shuts_down_as_ever(sandbox: Sandbox, monkey
         assert after["id"] == session["id"]
         assert not alive(session["engine_pid"])
         # ipykernel aborts what comes right behind an error, but for a request that says not to.
-        running = client.execute("import time; time.sleep(60)", stop_on_error=False)
-        while client.get_iopub_msg(timeout=20)["msg_type"] != "execute_input":
+        # And an interrupt between execute_input and the first line of the cell it takes for its own.
+        running = client.execute("import time; print('in', flush=True); time.sleep(60)", stop_on_error=False)
+        while client.get_iopub_msg(timeout=20)["msg_type"] != "stream":
             pass
         manager.interrupt_kernel()
         reply = client.get_shell_msg(timeout=20)

@@ -18,6 +18,12 @@ const SHOW_EVERY: Duration = Duration::from_millis(5);
 /// And what is over within this was never busy to them. (Writing the file costs a fourth of what a small request does.)
 const SHOW_BUSY_AFTER: Duration = Duration::from_millis(10);
 
+/// Figures are in status.json so long after they have changed, with all changes up to then.
+const FIGURES_DELAY: Duration = Duration::from_millis(25);
+
+/// But where they change all the time, so often. (A file that is renamed over another one goes to the disk at once.)
+const FIGURES_EVERY: Duration = Duration::from_millis(250);
+
 /// What of the session people look at: its state, how many are attached, the engine's process.
 pub(super) type Shape = (&'static str, usize, Option<u32>);
 
@@ -39,6 +45,13 @@ impl Driver {
             now if now < next => self.show_due = Some(next),
             _ => self.write_status(),
         }
+    }
+
+    /// Figures have changed: how many executions and outputs there are, what they use, when something happened last.
+    pub(super) fn show_figures(&mut self) {
+        let last = self.shown.1;
+        self.status_due
+            .get_or_insert_with(|| (Instant::now() + FIGURES_DELAY).max(last + FIGURES_EVERY));
     }
 
     fn shape(&self) -> Shape {
