@@ -359,6 +359,37 @@ fn a_message_above_the_limits_leaves_a_line_and_an_update_brings_it_back() {
     }
 }
 
+/// Above 1 MiB a text is read in pieces.
+#[test]
+fn a_long_text_is_what_its_parts_are() {
+    let lines = (0..).map(|n| format!("bar {n}%\rline {n} é😀 \"\\\u{8}\n"));
+    let mut parts = Vec::new();
+    let mut bytes = 0;
+    for line in lines {
+        bytes += line.len();
+        parts.push(line);
+        if bytes > 1_300_000 {
+            break;
+        }
+    }
+    let stream = |text: &str| ("stream", json!({ "name": "stdout", "text": text }));
+    let whole = messages(&[stream("first "), stream(&parts.concat()), stream("last")]);
+    let ops: Vec<Op> = (std::iter::once("first ").chain(parts.iter().map(String::as_str)))
+        .chain(["last"])
+        .map(stream)
+        .collect();
+    let replay = all(&whole);
+    assert_eq!(replay, all(&messages(&ops)));
+    assert_eq!(replay.len(), 1);
+    let escaped = json!({ "name": "stdout", "text": parts.concat() }).to_string();
+    let escaped = escaped
+        .replace('é', "\\u00e9")
+        .replace('😀', "\\ud83d\\ude00");
+    let mut whole = whole;
+    whole[1].content = escaped.into();
+    assert_eq!(replay, all(&whole));
+}
+
 /// Compacted in steps, as a long execution in a journal is: what is left out adds up, and each hint stands for its own.
 #[test]
 fn what_was_left_out_in_steps_is_said_in_one_line() {

@@ -170,6 +170,12 @@ pub struct Compactor {
 /// Parts below this size are copied, so that a small part does not hold a large read buffer in memory.
 const SHARED_BYTES_MIN: usize = 256 << 10;
 
+/// The text of a stream message above this is taken in pieces. (It is far above what is kept as it came.)
+const LONG_BYTES: usize = 1 << 20;
+
+/// And so large are they, about.
+const PIECE_BYTES: usize = 64 << 10;
+
 /// What a host's replay is made of, at once.
 pub fn compact<'a>(
     messages: impl IntoIterator<Item = &'a Message>,
@@ -210,6 +216,17 @@ impl Compactor {
         if let Some(notice) = Notice::read(msg_type, message)
             && self.left_out(&notice)
         {
+            return;
+        }
+        if msg_type == "stream"
+            && message.content.len() >= LONG_BYTES
+            && !self.verbatim
+            && let Some(stream) = content::long_stream(&message.content)
+        {
+            let mut pieces = stream.pieces(PIECE_BYTES);
+            let first = pieces.next().unwrap_or_default();
+            (self.cell).stream(self.order, &stream.name, &first, message);
+            pieces.for_each(|more| self.cell.stream_on(&more));
             return;
         }
         let kind = content::read(msg_type, &message.content, &message.buffers);

@@ -134,6 +134,14 @@ impl Cell {
         }
     }
 
+    /// More text of the message that [`stream`](Self::stream) got the beginning of.
+    pub fn stream_on(&mut self, text: &str) {
+        match self.run.take() {
+            Some(Run::Merged { info, line, begun }) => self.extend(info, line, begun, text),
+            other => self.run = other,
+        }
+    }
+
     /// A display, result or error.
     pub fn output(
         &mut self,

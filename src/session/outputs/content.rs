@@ -11,6 +11,7 @@ use bytes::Bytes;
 use serde::de::{self, IgnoredAny, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 /// What a message is to a cell.
 pub(super) enum Kind<'a> {
@@ -113,6 +114,79 @@ pub(super) fn stream(content: &[u8]) -> Option<StreamContent<'_>> {
     }
 }
 
+/// A stream's text as it stands in the JSON: 200 MB of it are not to be held once more for the sake of the two that stay.
+#[derive(Deserialize)]
+pub(super) struct LongStream<'a> {
+    #[serde(borrow)]
+    pub name: Cow<'a, str>,
+    #[serde(borrow)]
+    text: &'a RawValue,
+}
+
+/// Reads a stream whose text is wanted in pieces. `None`: as [`stream`].
+pub(super) fn long_stream(content: &[u8]) -> Option<LongStream<'_>> {
+    let stream: LongStream = serde_json::from_slice(content).ok()?;
+    stream.text.get().starts_with('"').then_some(stream)
+}
+
+impl<'a> LongStream<'a> {
+    /// The text, in pieces of about so many bytes of JSON.
+    pub fn pieces(&self, bytes: usize) -> impl Iterator<Item = Cow<'a, str>> {
+        let text = self.text.get();
+        let mut rest = text.get(1..text.len() - 1).unwrap_or_default();
+        std::iter::from_fn(move || {
+            let (piece, behind) = rest.split_at(escaped_prefix(rest, bytes));
+            rest = behind;
+            (!piece.is_empty()).then(|| unescaped(piece))
+        })
+    }
+}
+
+/// How much of the inside of a JSON string makes a piece of about `bytes` that ends between two characters of its text.
+fn escaped_prefix(text: &str, bytes: usize) -> usize {
+    let mut at = 0;
+    while at < bytes && at < text.len() {
+        let within = &text.as_bytes()[at..text.len().min(bytes)];
+        let Some(plain) = memchr::memchr(b'\\', within) else {
+            let mut end = text.len().min(bytes);
+            while !text.is_char_boundary(end) {
+                end += 1;
+            }
+            return end;
+        };
+        at += plain;
+        at += match &text.as_bytes()[at..] {
+            [
+                _,
+                b'u',
+                b'd' | b'D',
+                b'8' | b'9' | b'a' | b'b' | b'A' | b'B',
+                _,
+                _,
+                b'\\',
+                b'u',
+                b'd' | b'D',
+                ..,
+            ] => 12,
+            [_, b'u', ..] => 6,
+            _ => 2,
+        };
+    }
+    // Of what a parser has accepted an escape is never cut off.
+    at.min(text.len())
+}
+
+/// The text that the inside of a JSON string stands for.
+fn unescaped(text: &str) -> Cow<'_, str> {
+    if memchr::memchr(b'\\', text.as_bytes()).is_none() {
+        return Cow::Borrowed(text);
+    }
+    let quoted = format!("\"{text}\"");
+    let text = serde_json::from_str(&quoted)
+        .or_else(|_| serde_json::from_str(&quoted).map(|LossyString(text)| text));
+    Cow::Owned(text.unwrap_or_default())
+}
+
 pub(super) fn write_stream(name: &str, text: &str) -> Bytes {
     let content = StreamContent {
         name: Cow::Borrowed(name),
@@ -166,14 +240,14 @@ fn comm(msg_type: &str, content: &[u8], buffers: &[Bytes]) -> Option<Comm> {
         #[serde(borrow)]
         comm_id: Cow<'a, str>,
         #[serde(borrow, default)]
-        data: Option<&'a serde_json::value::RawValue>,
+        data: Option<&'a RawValue>,
     }
     #[derive(Deserialize)]
     struct Update<'a> {
         #[serde(borrow)]
         method: Cow<'a, str>,
         #[serde(borrow)]
-        state: BTreeMap<Cow<'a, str>, &'a serde_json::value::RawValue>,
+        state: BTreeMap<Cow<'a, str>, &'a RawValue>,
         #[serde(default)]
         buffer_paths: Vec<IgnoredAny>,
     }
@@ -248,6 +322,51 @@ mod tests {
     fn half_a_surrogate_pair_is_one_replacement_character() {
         let read = stream(br#"{"text":"a\ud83d b\ude00\ud83d\ude00","name":"stdout"}"#).unwrap();
         assert_eq!(read.text, "a\u{FFFD} b\u{FFFD}😀");
+    }
+
+    fn in_pieces(content: &[u8], bytes: usize) -> String {
+        let stream = long_stream(content).unwrap();
+        assert_eq!(stream.name, "stdout");
+        stream.pieces(bytes).collect()
+    }
+
+    #[test]
+    fn pieces_end_between_characters() {
+        let content =
+            r#"{"text":"a\ud83d b\ude00\ud83d\uDE00\u00e9\n\\\\né","name":"stdout"}"#.as_bytes();
+        for bytes in 1..40 {
+            let text = in_pieces(content, bytes);
+            assert_eq!(text, stream(content).unwrap().text, "{bytes}");
+        }
+        assert_eq!(in_pieces(br#"{"name":"stdout","text":""}"#, 1), "");
+        for odd in [
+            r#"{"name":"stdout"}"#,
+            r#"{"name":"stdout","text":7}"#,
+            "",
+            "[]",
+        ] {
+            assert!(long_stream(odd.as_bytes()).is_none(), "{odd}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn pieces_are_the_text(text in "[a-z\n\"\\\\\u{e9}\u{1f600}\u{1}]{0,40}", ascii: bool, bytes in 1..30usize) {
+            let plain = serde_json::to_string(&text).unwrap();
+            let written = if ascii {
+                // As Python's json does it.
+                let unit = |c: char| {
+                    let mut units = [0; 2];
+                    let units = c.encode_utf16(&mut units).iter();
+                    units.map(|unit| format!("\\u{unit:04x}")).collect::<String>()
+                };
+                plain.chars().map(|c| if c.is_ascii() { c.to_string() } else { unit(c) }).collect()
+            } else {
+                plain
+            };
+            let content = format!(r#"{{"name":"stdout","text":{written}}}"#);
+            proptest::prop_assert_eq!(in_pieces(content.as_bytes(), bytes), text);
+        }
     }
 
     #[test]
