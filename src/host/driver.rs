@@ -136,8 +136,6 @@ struct Driver {
     next_stream: StreamId,
     turn: Turn,
     acks: Acks,
-    /// How kernel_info is answered: launchers answer it themselves.
-    kernel_info: Option<serde_json::Value>,
     /// What was read from the engine for this turn.
     kept: Vec<Kept>,
     /// Streams that wait for the answer to their command.
@@ -272,7 +270,6 @@ pub(super) async fn run(
         next_stream: 0,
         turn: Turn::default(),
         acks: Acks::default(),
-        kernel_info: None,
         kept: Vec::new(),
         commands: HashMap::new(),
         next_command: 0,
@@ -601,7 +598,7 @@ impl Driver {
             Effect::Notify { to, notification } => {
                 self.notifier.send(&self.session, to, &notification);
             }
-            Effect::KernelInfo(content) => self.tell_kernel_info(content),
+            Effect::KernelInfo(content) => self.tell_kernel_info(&content),
             Effect::End => self.over = true,
         }
     }

@@ -34,7 +34,6 @@ pub(super) struct KernelInfo {
 pub(super) struct Underway(Rc<()>);
 
 /// A request, as its reply names it.
-#[derive(PartialEq, Eq)]
 struct Answered {
     channel: Channel,
     identities: Vec<Bytes>,

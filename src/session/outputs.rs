@@ -326,7 +326,7 @@ impl Compactor {
                 true
             }
             (notice::ASIDES, Some(hint)) => Earlier::add(&mut self.asides_earlier, hint, left_out),
-            _ => match notice.one(&self.hint) {
+            (_, hint) => match notice.one(hint) {
                 Some(too_large) if !self.verbatim => {
                     self.cell.too_large(self.order, too_large);
                     true

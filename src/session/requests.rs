@@ -216,7 +216,7 @@ impl Core {
     }
 
     /// The answer to kernel_info, while there is one from memory.
-    pub(super) fn kernel_info(&self) -> Option<Value> {
+    pub fn kernel_info(&self) -> Option<Value> {
         let info = self.state.info.as_ref();
         let mut content = info.filter(|_| self.knows_kernel_info())?.clone();
         if let Some(fields) = content.as_object_mut() {

@@ -510,6 +510,15 @@ class Sandbox:
         self.children.append(child)
         return child
 
+    def connect(self, session: str) -> tuple[subprocess.Popen, Client]:
+        """`farside connect`, and a client of it."""
+        process = self.spawn_cli("connect", session)
+        assert process.stdout is not None
+        client = Client(json.loads(Path(process.stdout.readline().strip()).read_text()))
+        self.clients.append(client)
+        client.wait_ready(40)
+        return process, client
+
     def json(self, *args: str) -> Any:
         return json.loads(self.cli(*args, "--json", check=True)[1])
 

@@ -194,16 +194,9 @@ def test_output_goes_to_a_closed_pipe_quietly(sandbox: Sandbox) -> None:
 
 
 def test_connect_serves_any_client(sandbox: Sandbox) -> None:
-    from wire import Client
-
     name = new(sandbox)
     sandbox.cli("exec", name, "x = 'there'", check=True)
-    connect = sandbox.spawn_cli("connect", name)
-    assert connect.stdout is not None
-    path = connect.stdout.readline().strip()
-    client = Client(json.loads(open(path).read()))
-    sandbox.clients.append(client)
-    client.wait_ready(40)
+    connect, client = sandbox.connect(name)
     assert client.value("x") == "'there'"
     connect.send_signal(signal.SIGINT)
     connect.wait(10)

@@ -70,6 +70,10 @@ def stream_text(messages: Sequence[Msg], name: str = "stdout") -> str:
     return "".join(m.content["text"] for m in messages if m.type == "stream" and m.content["name"] == name)
 
 
+def is_reply(message: Msg, msg_id: str) -> bool:
+    return message.channel in ("shell", "control") and message.parent_id == msg_id
+
+
 def dumps(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode()
 
@@ -178,9 +182,11 @@ class Client:
             self.pump(left)
 
     def reply(self, msg_id: str, seconds: float = 20.0) -> Msg:
-        return self.wait_for(
-            lambda m: m.channel in ("shell", "control") and m.parent_id == msg_id, f"a reply to {msg_id}", seconds
-        )
+        return self.wait_for(lambda m: is_reply(m, msg_id), f"a reply to {msg_id}", seconds)
+
+    def replies(self, msg_id: str) -> list[Msg]:
+        """Those that have come so far."""
+        return [m for m in self.messages if is_reply(m, msg_id)]
 
     def idle(self, msg_id: str, seconds: float = 20.0) -> Msg:
         return self.wait_for(lambda m: m.state == "idle" and m.parent_id == msg_id, f"idle of {msg_id}", seconds)

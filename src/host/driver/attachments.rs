@@ -67,8 +67,8 @@ impl Driver {
                     wants_kernel_info,
                 },
             );
-            if wants_kernel_info && self.kernel_info.is_some() {
-                let content = self.kernel_info.clone();
+            if wants_kernel_info && let Some(content) = self.core.kernel_info() {
+                let content = Some(content);
                 self.tell(stream, Frame::KernelInfo { content });
             }
             if let Some(file) = hello.connection_file {
@@ -96,7 +96,7 @@ impl Driver {
 
     /// All clients that can use it hear how kernel_info is answered from now on. Before the acknowledgement of what has
     /// changed it: who has that knows the rest.
-    pub(super) fn tell_kernel_info(&mut self, content: Option<Value>) {
+    pub(super) fn tell_kernel_info(&mut self, content: &Option<Value>) {
         let streams: Vec<StreamId> = (self.clients.values())
             .filter(|attached| attached.wants_kernel_info)
             .filter_map(|attached| attached.main)
@@ -105,7 +105,6 @@ impl Driver {
             let content = content.clone();
             self.tell(stream, Frame::KernelInfo { content });
         }
-        self.kernel_info = content;
     }
 
     /// Another launcher has the session, and lives.

@@ -154,22 +154,11 @@ impl Cell {
         self.end_run();
         let message = Replayed::of(msg_type, message);
         let cost = message.cost();
-        match display_id {
-            None => {
-                self.keep_sized(order, cost, Output::Whole(message));
-            }
-            Some(id) => {
-                let place = self.keep_sized(
-                    order,
-                    cost,
-                    Output::Display {
-                        id: id.clone(),
-                        message,
-                    },
-                );
-                self.displays.entry(id).or_default().push_back(place);
-            }
-        }
+        let output = match display_id {
+            None => Output::Whole(message),
+            Some(id) => Output::Display { id, message },
+        };
+        self.keep_sized(order, cost, output);
     }
 
     /// `false`: the update is (also) for the frontend to apply, or not to.
@@ -209,11 +198,7 @@ impl Cell {
     pub fn too_large(&mut self, order: u64, too_large: TooLarge) {
         self.clear_if_pending();
         self.end_run();
-        let id = too_large.id.clone();
-        let place = self.keep(order, NOTICE_COST, Output::TooLarge(too_large));
-        if let Some(id) = id {
-            self.displays.entry(id).or_default().push_back(place);
-        }
+        self.keep(order, NOTICE_COST, Output::TooLarge(too_large));
     }
 
     /// clear_output(wait=False).
@@ -419,9 +404,10 @@ impl Cell {
     }
 
     /// [`keep`](Self::keep), or a line in its place where it is larger than the limits.
-    fn keep_sized(&mut self, order: u64, cost: Budget, output: Output) -> u64 {
+    fn keep_sized(&mut self, order: u64, cost: Budget, output: Output) {
         if self.outputs.could_hold(cost) {
-            return self.keep(order, cost, output);
+            self.keep(order, cost, output);
+            return;
         }
         let bytes = cost.text_bytes + cost.rich_bytes;
         let (id, msg_type) = match output {
@@ -436,22 +422,36 @@ impl Cell {
             bytes: bytes as u64,
             hint: None,
         };
-        self.keep(order, NOTICE_COST, Output::TooLarge(too_large))
+        self.keep(order, NOTICE_COST, Output::TooLarge(too_large));
     }
 
-    fn keep(&mut self, order: u64, cost: Budget, output: Output) -> u64 {
+    fn keep(&mut self, order: u64, cost: Budget, output: Output) {
+        let id = output.display_id().map(str::to_owned);
         let displays = &mut self.displays;
-        self.outputs.push(order, cost, output, |id, output| {
+        let place = self.outputs.push(order, cost, output, |id, output| {
             forget(displays, id, &output)
-        })
+        });
+        if let Some(id) = id {
+            self.displays.entry(id).or_default().push_back(place);
+        }
+    }
+}
+
+impl Output {
+    /// By which an update names it.
+    fn display_id(&self) -> Option<&str> {
+        match self {
+            Self::Display { id, .. } => Some(id),
+            Self::TooLarge(too_large) => too_large.id.as_deref(),
+            Self::Text { .. } | Self::Whole(_) => None,
+        }
     }
 }
 
 /// An output was left out: there is nothing to update any more.
 fn forget(displays: &mut Displays, id: u64, output: &Output) {
-    let display_id = match output {
-        Output::Display { id, .. } | Output::TooLarge(TooLarge { id: Some(id), .. }) => id,
-        Output::Text { .. } | Output::Whole(_) | Output::TooLarge(_) => return,
+    let Some(display_id) = output.display_id() else {
+        return;
     };
     if let Some(places) = displays.get_mut(display_id) {
         // The oldest goes first.

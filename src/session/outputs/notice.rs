@@ -87,8 +87,9 @@ impl<'a> Notice<'a> {
         Some(metadata.farside.left_out)
     }
 
-    /// As it was said, of one message. `None`: whoever wrote it was none of us.
-    pub fn one(&self, own_hint: &str) -> Option<TooLarge> {
+    /// As it was said, of one message, and with this hint where it is another one than ours. `None`: whoever wrote it was
+    /// none of us.
+    pub fn one(&self, hint: Option<&str>) -> Option<TooLarge> {
         let id = self.display_id.as_deref().unwrap_or_default();
         if self.what.len() + self.hint.len() + id.len() > NAMES_BYTES_MAX {
             return None;
@@ -97,7 +98,7 @@ impl<'a> Notice<'a> {
             id: self.display_id.as_deref().map(str::to_owned),
             msg_type: known(&self.what),
             bytes: self.bytes,
-            hint: (self.hint != own_hint).then(|| self.hint.clone().into_owned()),
+            hint: hint.map(str::to_owned),
         })
     }
 
