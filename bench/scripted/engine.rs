@@ -9,7 +9,7 @@
 //! - `wait`: until an interrupt_request comes.
 
 use std::cell::Cell;
-use std::fmt::Write as _;
+use std::io::Write as _;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -26,6 +26,9 @@ use super::Result;
 
 /// What gathers before it is written.
 const BATCH_BYTES: usize = 256 << 10;
+
+/// A content without its line is shorter.
+const ROOM_BYTES: usize = 128;
 
 /// Enough for anybody on this machine.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(30);
@@ -180,15 +183,15 @@ impl Engine {
             let done = match (words.first().copied(), number(1), number(2)) {
                 (None, ..) | (Some("pass"), ..) => Ok(()),
                 (Some("stream"), Some(count), Some(bytes)) => {
-                    let content = |at| stream("stdout", &line(at, bytes));
+                    let content = |at| stream("stdout", |text| line(text, at, bytes));
                     self.flood(request, "stream", count, content).await
                 }
                 (Some("display"), Some(count), Some(bytes)) => {
-                    let content = |at| display(&line(at, bytes));
+                    let content = |at| display(|text| line(text, at, bytes));
                     self.flood(request, "display_data", count, content).await
                 }
                 (Some("progress"), Some(count), _) => {
-                    let content = |at| stream("stderr", &bar(at + 1, count));
+                    let content = |at| stream("stderr", |text| bar(text, at + 1, count));
                     self.flood(request, "stream", count, content).await
                 }
                 (Some("wait"), ..) => {
@@ -210,7 +213,7 @@ impl Engine {
         request: &Message,
         msg_type: &str,
         count: usize,
-        content: impl Fn(usize) -> String,
+        content: impl Fn(usize) -> Vec<u8>,
     ) -> std::result::Result<(), String> {
         let template = self.message(msg_type, request, &json!({}));
         // Made by hand, as the content is: an engine that is to be no bottleneck has a microsecond for a message.
@@ -281,33 +284,41 @@ impl Engine {
 }
 
 /// A line of `bytes` bytes that tells its number, as JSON has it.
-fn line(at: usize, bytes: usize) -> String {
-    let mut line = String::with_capacity(bytes + 24);
-    let _ = write!(line, "{at} ");
-    line.extend(std::iter::repeat_n(
-        'x',
-        bytes.saturating_sub(line.len() + 1),
-    ));
-    line.push_str("\\n");
-    line
+fn line(text: &mut Vec<u8>, at: usize, bytes: usize) {
+    let begun = text.len();
+    text.reserve(bytes + ROOM_BYTES);
+    let _ = write!(text, "{at} ");
+    text.resize(text.len().max(begun + bytes.saturating_sub(1)), b'x');
+    text.extend_from_slice(b"\\n");
 }
 
 /// A progress bar, as tqdm draws it.
-fn bar(at: usize, count: usize) -> String {
+fn bar(text: &mut Vec<u8>, at: usize, count: usize) {
     let done = 30 * at / count;
-    format!(
+    let _ = write!(
+        text,
         "\\r{:3}%|{:#<done$}{:<left$}| {at}/{count}",
         100 * at / count,
         "",
         "",
         left = 30 - done
-    )
+    );
 }
 
-fn stream(name: &str, text: &str) -> String {
-    format!(r#"{{"name": "{name}", "text": "{text}"}}"#)
+fn stream(name: &str, text: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    content(&format!(r#"{{"name": "{name}", "text": ""#), text, "\"}")
 }
 
-fn display(text: &str) -> String {
-    format!(r#"{{"data": {{"text/plain": "{text}"}}, "metadata": {{}}, "transient": {{}}}}"#)
+fn display(text: impl Fn(&mut Vec<u8>)) -> Vec<u8> {
+    let after = r#""}, "metadata": {}, "transient": {}}"#;
+    content(r#"{"data": {"text/plain": ""#, text, after)
+}
+
+/// In one piece from the beginning: large ones are not copied.
+fn content(before: &str, text: impl Fn(&mut Vec<u8>), after: &str) -> Vec<u8> {
+    let mut content = Vec::with_capacity(ROOM_BYTES);
+    content.extend_from_slice(before.as_bytes());
+    text(&mut content);
+    content.extend_from_slice(after.as_bytes());
+    content
 }

@@ -16,6 +16,7 @@ use std::process::ExitCode;
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
+    keep_memory();
     let args: Vec<String> = std::env::args().skip(1).collect();
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -40,6 +41,16 @@ fn main() -> ExitCode {
             eprintln!("scripted: {error}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// Buffers are used again and again: what the system takes to give new ones is not to be measured.
+fn keep_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain numbers to the allocator, before there is a second thread.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 8 << 20);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 << 20);
     }
 }
 
