@@ -38,8 +38,9 @@ const KEPT_FROM_OUTPUTS: u64 = 2000;
 /// See [`KEPT_FROM_OUTPUTS`].
 const KEPT_FROM_BYTES: usize = 4 << 20;
 
-/// With so much appended the thread is woken: well before it has left memory (`TAIL_BYTES_MAX`, log.rs).
-const WAKE_BYTES: u64 = 1 << 20;
+/// With so much appended the thread is woken: long before it has left memory (`TAIL_BYTES_MAX`, log.rs), for reading it
+/// from the files costs several times as much. That is also why it does not give way to others.
+const WAKE_BYTES: u64 = 256 << 10;
 
 /// So much at once is a large message, which has left memory in any case. On its way to the frontends there is more use
 /// for the CPUs than here, so the thread comes to it this much later.
@@ -124,10 +125,7 @@ impl Digester {
         };
         let thread = std::thread::Builder::new()
             .name("digest".into())
-            .spawn(move || {
-                crate::process::give_way();
-                worker.run(&wakes);
-            })?;
+            .spawn(move || worker.run(&wakes))?;
         Ok(Self {
             digests: Digests(shared),
             seen_bytes: 0,

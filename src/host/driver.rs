@@ -536,9 +536,8 @@ impl Driver {
             self.segment = segment;
             self.compaction.look();
         }
-        let bytes = self.log.shown_bytes();
-        self.lookups.catch_up(bytes);
-        self.digester.appended(bytes);
+        self.lookups.catch_up(self.log.last_seq());
+        self.digester.appended(self.log.shown_bytes());
         self.show_figures();
         match appended {
             Appended::Kept | Appended::StillFailing => {}

@@ -157,6 +157,11 @@ impl Log {
         self.tail.clone()
     }
 
+    /// Number of the newest record whose append was tried.
+    pub fn last_seq(&self) -> u64 {
+        self.last.borrow().tried
+    }
+
     /// What the records that readers were shown have cost in memory, in all.
     pub fn shown_bytes(&self) -> u64 {
         self.shown_bytes

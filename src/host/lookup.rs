@@ -20,8 +20,8 @@ use crate::state_dir::Session;
 pub struct Lookups {
     /// A [`Task::CatchUp`] is on its way: many small turns wake the thread once.
     told: Arc<AtomicBool>,
-    /// Of all that was appended, what there was when the thread was last told not to wait.
-    hurried_bytes: u64,
+    /// The last record that there was when the thread was last told not to wait.
+    hurried_seq: u64,
     sender: Option<mpsc::SyncSender<Task>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -30,8 +30,9 @@ pub struct Lookups {
 /// each small execution would cost more than the execution.
 const CATCH_UP_EVERY: Duration = Duration::from_millis(250);
 
-/// But not by more than this, however much comes meanwhile: what a look-up has to wait for.
-const LAG_BYTES_MAX: u64 = 4 << 20;
+/// But not by more records than this, however many come meanwhile: what a look-up has to wait for. (Of large ones it
+/// looks at the heads only.)
+const LAG_RECORDS_MAX: u64 = 8192;
 
 enum Task {
     /// Within [`CATCH_UP_EVERY`].
@@ -95,7 +96,7 @@ impl Lookups {
             .spawn(move || run(dir, elsewhere, receiver, inbox, heard))?;
         Ok(Self {
             told,
-            hurried_bytes: 0,
+            hurried_seq: 0,
             sender: Some(sender),
             thread: Some(thread),
         })
@@ -107,11 +108,11 @@ impl Lookups {
         Some(Replacer { tail, sender })
     }
 
-    /// New records are in the log: so many bytes in all. Never waits: what is skipped is caught up with the next.
-    pub fn catch_up(&mut self, bytes: u64) {
+    /// New records are in the log, up to `seq`. Never waits: what is skipped is caught up with the next.
+    pub fn catch_up(&mut self, seq: u64) {
         let Some(sender) = &self.sender else { return };
-        if bytes - self.hurried_bytes >= LAG_BYTES_MAX {
-            self.hurried_bytes = bytes;
+        if seq.saturating_sub(self.hurried_seq) >= LAG_RECORDS_MAX {
+            self.hurried_seq = seq;
             let _ = sender.try_send(Task::Hurry);
         } else if !self.told.swap(true, Ordering::AcqRel) {
             let _ = sender.try_send(Task::CatchUp);

@@ -25,6 +25,10 @@ pub const HEADS_CHUNK_BYTES: usize = 64 << 10;
 /// Read-ahead of a scan that wants the payloads too.
 pub const PAYLOADS_CHUNK_BYTES: usize = 512 << 10;
 
+/// A record's body from this size on has memory of its own: who keeps a part of it does not keep what was read beside
+/// it.
+pub const OWN_BYTES: u64 = 64 << 10;
+
 /// A record whose head was read and verified.
 #[derive(Clone, Copy, Debug)]
 pub struct Scanned {
@@ -206,7 +210,7 @@ impl SegmentScan {
 
     /// The whole body of a record, if its payload's checksum is right.
     pub fn read(&mut self, record: &Scanned) -> io::Result<Option<Bytes>> {
-        let body = self.fetch(record.body_offset(), record.frame.body_bytes)?;
+        let body = self.body(record.body_offset(), record.frame.body_bytes)?;
         Ok(body.filter(|body| {
             let payload = &body[record.frame.head_bytes as usize..];
             crc32fast::hash(payload) == record.frame.payload_crc
@@ -244,7 +248,7 @@ impl SegmentScan {
         if range.start > range.end || range.end > record.frame.body_bytes {
             return Ok(None);
         }
-        self.fetch(record.body_offset() + range.start, range.end - range.start)
+        self.body(record.body_offset() + range.start, range.end - range.start)
     }
 
     /// Whether a record's payload is whole, without holding it in memory.
@@ -371,8 +375,25 @@ impl SegmentScan {
         self.known_length = 0;
     }
 
-    /// `length` bytes at `offset`; `None` if the file ends before. What is longer than a chunk gets memory of its
-    /// own, after a look at the file's real length.
+    /// A body, or a part of one: as [`SegmentScan::fetch`], but a large one has memory of its own.
+    fn body(&mut self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        if length < OWN_BYTES {
+            self.fetch(offset, length)
+        } else if self.reaches(offset.saturating_add(length))? {
+            self.read_apart(offset, length)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// Bytes that the file has, in memory of their own.
+    fn read_apart(&mut self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
+        // Fits: it is at most the length of a file that is there.
+        let mut bytes = vec![0; length as usize];
+        Ok(self.read_at(&mut bytes, offset)?.then(|| bytes.into()))
+    }
+
+    /// `length` bytes at `offset`; `None` if the file ends before. What is longer than a chunk is not kept as one.
     fn fetch(&mut self, offset: u64, length: u64) -> io::Result<Option<Bytes>> {
         let end = offset.saturating_add(length);
         let chunk_end = self.chunk_start + self.chunk.len() as u64;
@@ -381,9 +402,7 @@ impl SegmentScan {
                 return Ok(None);
             }
             if length > self.chunk_bytes as u64 {
-                // Fits: it is at most the length of a file that is there.
-                let mut bytes = vec![0; length as usize];
-                return Ok(self.read_at(&mut bytes, offset)?.then(|| bytes.into()));
+                return self.read_apart(offset, length);
             }
             self.look_ahead();
             let ahead = length.max(self.ahead_bytes as u64);

@@ -167,8 +167,12 @@ pub struct Compactor {
     verbatim: bool,
 }
 
-/// Parts below this size are copied, so that a small part does not hold a large read buffer in memory.
-const SHARED_BYTES_MIN: usize = 256 << 10;
+/// Parts below this size are copied: they share memory with whatever was read beside them. Larger ones have their own,
+/// at most with the rest of their message ([`zmtp::LARGE_FRAME_BYTES`], [`scan::OWN_BYTES`]).
+///
+/// [`zmtp::LARGE_FRAME_BYTES`]: crate::wire::zmtp::LARGE_FRAME_BYTES
+/// [`scan::OWN_BYTES`]: crate::journal::scan::OWN_BYTES
+const SHARED_BYTES_MIN: usize = 64 << 10;
 
 /// The text of a stream message above this is taken in pieces. (It is far above what is kept as it came.)
 const LONG_BYTES: usize = 1 << 20;

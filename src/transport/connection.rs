@@ -19,6 +19,10 @@ const READ_BYTES_MAX: usize = 256 * 1024;
 /// After so many reads that used less than a quarter, the size is halved.
 const SMALL_READS: u32 = 16;
 
+/// What is held already is given to the decoder in pieces of this size: a large frame's head is seen before much of
+/// the frame was copied to where it does not stay.
+const FEED_BYTES: usize = 16 * 1024;
+
 /// Slices of one vectored write. Most writes need one to three; the kernel takes up to 1024.
 const WRITE_SLICES: usize = 64;
 /// [`Writer::send_many`] writes when so much has gathered.
@@ -395,12 +399,15 @@ impl Reader {
         if bytes.is_empty() {
             return false;
         }
-        let mut space = self.decoder.space(self.read_size.bytes);
-        let offered = space.limit();
-        let n = offered.min(bytes.len());
+        let at_once = match self.decoder.large_missing_bytes() {
+            0 => FEED_BYTES,
+            // Memory for all of it that is here.
+            _ => bytes.len(),
+        };
+        let mut space = self.decoder.space(at_once);
+        let n = space.limit().min(bytes.len());
         bytes::BufMut::put_slice(&mut space, &bytes[..n]);
         held.fed += n as u64;
-        self.read_size.after(n, offered);
         true
     }
 

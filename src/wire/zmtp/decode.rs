@@ -67,6 +67,10 @@ enum Stage {
     Open,
 }
 
+/// A frame of up to so many bytes gets its memory when its head has come: one that is not much larger than
+/// [`LARGE_FRAME_BYTES`] would be moved when the rest comes, and a claim still costs next to nothing.
+const AT_ONCE_BYTES: usize = 2 * LARGE_FRAME_BYTES;
+
 /// A large frame in the making: read straight into its place.
 #[derive(Debug)]
 struct Large {
@@ -264,7 +268,7 @@ impl Decoder {
             self.take_small();
             self.buf.advance(head.head_bytes);
             if here < body_bytes {
-                let mut data = Vec::with_capacity(body_bytes.min(LARGE_FRAME_BYTES.max(2 * here)));
+                let mut data = Vec::with_capacity(body_bytes.min(AT_ONCE_BYTES.max(2 * here)));
                 data.extend_from_slice(&self.buf);
                 self.buf.clear();
                 self.large = Some(Large {
