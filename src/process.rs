@@ -100,6 +100,16 @@ pub fn give_way() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
+/// Gives all free memory back to the system, also what lies between used memory: for after work that took much of it.
+/// Takes milliseconds, in which other threads may wait for memory.
+pub fn release_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: a number; no more of the heap's end is kept than that.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+}
+
 /// When the process was started, in clock ticks since the machine's start (proc_pid_stat(5), field 22);
 /// `None` where there is no such process.
 pub fn start_time(pid: u32) -> Option<u64> {

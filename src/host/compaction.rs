@@ -249,6 +249,7 @@ impl Worker {
         if steps > 0 {
             let bound = self.bound;
             tracing::info!(before, after, bound, steps, "the journal was compacted");
+            crate::process::release_memory();
         }
         Ok(())
     }

@@ -305,12 +305,18 @@ impl Shared {
 
     /// Puts into files what is in memory of executions that are over.
     fn write_over(&self) {
+        let mut wrote = false;
         loop {
             // The lock is held neither while it is written nor while it is freed.
             let next = self.over().iter().next().map(|(n, sum)| (*n, sum.clone()));
-            let Some((n, sum)) = next else { return };
+            let Some((n, sum)) = next else { break };
             sum.write(&self.dir, n);
             self.over().remove(&n);
+            wrote = true;
+        }
+        if wrote {
+            // What it took while the execution ran, and what came with it.
+            crate::process::release_memory();
         }
     }
 }

@@ -1,15 +1,16 @@
 //! The queue in front of the core: bounded in bytes, whoever sends.
 //!
-//! At the bound senders wait: a frontend's link is not read on, and the engine's iopub thread stops (then the
-//! engine's own socket queues, and drops past its high-water mark, as it does for any slow subscriber).
+//! At the bound senders wait: a frontend's link is not read on, and the engine's iopub thread reads only as far as its
+//! spool has room (then the engine's own socket queues, and drops past its high-water mark, as it does for any slow
+//! subscriber).
 
 use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-/// Bytes that may wait. What the engine has said is in its spool as well until it is in the journal (spool.rs), so in a
-/// flood this is there twice. But less of it, and an engine that says 100 MB in a second overruns its own queue.
-const INBOX_BYTES_MAX: usize = 12 << 20;
+/// Bytes that may wait: more than one turn takes (`TURN_BYTES_MAX`, driver.rs), and not much more. What the engine has
+/// said is in its spool until it is in the journal (spool.rs), and here it is once more.
+const INBOX_BYTES_MAX: usize = 4 << 20;
 
 /// The semaphore counts in these, for its permits are 32 bit numbers.
 const UNIT_BYTES: usize = 1024;

@@ -1,5 +1,5 @@
 //! The thread that reads the engine's iopub, and does nothing else: an engine's PUB socket drops what is not read
-//! in time.
+//! in time. While the core has enough before it, it goes on reading into the spool.
 
 use tokio::sync::watch;
 
@@ -72,8 +72,12 @@ async fn read(endpoints: &Endpoints, stream: &mut Stream, inbox: &Inbox<Input>) 
             messages,
             kept,
         };
-        if !inbox.send(input, bytes).await {
-            return;
+        tokio::select! {
+            biased;
+            sent = inbox.send(input, bytes) => if !sent {
+                return;
+            },
+            never = connection.reader.read_ahead() => match never {},
         }
     }
     stream.ended(&connection.reader);

@@ -1,5 +1,6 @@
 //! One ZMTP connection: handshake, then a reader and a writer that two tasks can own.
 
+use std::convert::Infallible;
 use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -257,6 +258,25 @@ impl Reader {
         }
     }
 
+    /// Goes on reading into the spool, as far as there is room, without looking at what it reads: for while nobody can
+    /// take another message. Never done, to be dropped at any time. An end or an error is for [`Reader::recv`] to find.
+    pub async fn read_ahead(&mut self) -> Infallible {
+        loop {
+            consume_budget().await;
+            match self.receive_held() {
+                Some(Ok(Received::Bytes(_))) => {}
+                Some(Ok(Received::Full)) => self.consumed().await,
+                Some(Err(e)) if e.kind() == io::ErrorKind::WouldBlock => {
+                    if self.link.readable().await.is_err() {
+                        std::future::pending().await
+                    }
+                }
+                Some(Err(e)) if e.kind() == io::ErrorKind::Interrupted => {}
+                None | Some(Ok(Received::Ended) | Err(_)) => std::future::pending().await,
+            }
+        }
+    }
+
     /// The next thing that has been read already, without a system call: for taking all that came at once.
     pub fn buffered(&mut self) -> Result<Option<Incoming>, TransportError> {
         if self.ended {
@@ -364,14 +384,10 @@ impl Reader {
             if held.spool.is_too_large(self.decoder.large_missing_bytes()) {
                 held.begin_bypass();
             }
-            if !held.bypassing {
-                let received = self.link.stream.try_receive(&mut held.spool);
-                if matches!(received, Ok(Received::Bytes(1..))) && !held.spool.looks_again() {
-                    self.link.stream.drained();
-                }
-                self.feed();
-                return received;
-            }
+        }
+        if let Some(received) = self.receive_held() {
+            self.feed();
+            return received;
         }
         let mut space = self.decoder.space(self.read_size.bytes);
         let offered = space.limit();
@@ -388,6 +404,16 @@ impl Reader {
             0 => Received::Ended,
             n => Received::Bytes(n),
         })
+    }
+
+    /// Reads into the spool; `None`: what comes passes it by, or there is none.
+    fn receive_held(&mut self) -> Option<io::Result<Received>> {
+        let held = self.held.as_mut().filter(|held| !held.bypassing)?;
+        let received = self.link.stream.try_receive(&mut held.spool);
+        if matches!(received, Ok(Received::Bytes(1..))) && !held.spool.looks_again() {
+            self.link.stream.drained();
+        }
+        Some(received)
     }
 
     /// Gives the decoder more of what is held. `false`: it has all.
@@ -418,7 +444,14 @@ impl Reader {
             && held.spool.consumed() >= held.given
         {
             held.begin_bypass();
-        } else if let Some(mark) = self.link.mark.get() {
+        } else {
+            self.consumed().await;
+        }
+    }
+
+    /// Waits until something of the spool was consumed.
+    async fn consumed(&self) {
+        if let Some(mark) = self.link.mark.get() {
             mark.room().await;
         }
     }

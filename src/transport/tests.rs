@@ -538,6 +538,39 @@ fn resumed(reader: Reader, writer: Writer) -> Option<(Reader, Writer)> {
 }
 
 #[tokio::test]
+async fn what_nobody_can_take_yet_is_read_into_the_spool() {
+    const CAPACITY: usize = 64 << 10;
+    let (mut reader, _writer, mut bare) = holding(CAPACITY).await;
+    let mut outgoing = Outgoing::default();
+    for number in 0..40_u8 {
+        outgoing.push_message(&message(&[&[number; 3000]]));
+    }
+    let bytes = encoded(&outgoing);
+    bare.write_all(&bytes).await.unwrap();
+    let is_full = async |reader: &mut Reader| {
+        for _ in 0..1000 {
+            let ahead = tokio::time::timeout(Duration::from_millis(1), reader.read_ahead());
+            assert!(ahead.await.is_err(), "it is never done");
+            if reader.spool().unwrap().is_full() {
+                return true;
+            }
+        }
+        false
+    };
+    assert!(is_full(&mut reader).await);
+    for number in 0..40 {
+        let next = due(reader.recv()).await.unwrap();
+        assert_eq!(next, Some(Incoming::Message(message(&[&[number; 3000]]))));
+        let spool = reader.spool().unwrap();
+        spool.mark().consume(reader.position());
+    }
+    drop(bare);
+    let ahead = tokio::time::timeout(Duration::from_millis(1), reader.read_ahead());
+    assert!(ahead.await.is_err(), "the end is not for it");
+    assert_eq!(due(reader.recv()).await.unwrap(), None);
+}
+
+#[tokio::test]
 async fn a_held_stream_goes_on_in_another_process() {
     let (mut reader, writer, mut bare) = holding(4096).await;
     let mut outgoing = Outgoing::default();
