@@ -9,13 +9,13 @@ use super::frame::write_record_head;
 use super::{Frame, LinkError};
 use crate::journal::codec::Payload;
 use crate::journal::record::Record;
-use crate::wire::zmtp::Outgoing;
+use crate::wire::zmtp::{Outgoing, room_for};
 
 /// The least that is read at once: many small frames fit.
 const READ_BYTES_MIN: usize = 16 << 10;
 
-/// The most by which the buffer grows ahead of what has come. A frame's length is the other end's claim; memory
-/// follows the bytes that arrive.
+/// The buffer grows by so much ahead of what has come, or doubles ([`room_for`]). A frame's length is the other end's
+/// claim; memory follows the bytes that arrive.
 const READ_BYTES_MAX: usize = 1 << 20;
 
 /// How many pieces one vectored write takes.
@@ -61,11 +61,8 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
                     .saturating_sub(self.buffer.len()),
                 None => 0,
             };
-            self.buffer.reserve(
-                missing
-                    .min(READ_BYTES_MAX.max(self.buffer.len()))
-                    .max(self.read_bytes),
-            );
+            let room = room_for(self.buffer.len(), missing, READ_BYTES_MAX);
+            self.buffer.reserve(room.max(self.read_bytes));
             let space = self.buffer.capacity() - self.buffer.len();
             let read = self.io.read_buf(&mut self.buffer).await?;
             if read == 0 {

@@ -380,10 +380,10 @@ impl Reader {
     }
 
     fn try_read(&mut self) -> io::Result<Received> {
-        if let Some(held) = &mut self.held {
-            if held.spool.is_too_large(self.decoder.large_missing_bytes()) {
-                held.begin_bypass();
-            }
+        if let Some(held) = &mut self.held
+            && held.spool.is_too_large(self.decoder.large_missing_bytes())
+        {
+            held.begin_bypass();
         }
         if let Some(received) = self.receive_held() {
             self.feed();

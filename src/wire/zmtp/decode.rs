@@ -5,7 +5,7 @@ use bytes::{Buf, Bytes, BytesMut};
 
 use super::{
     COMMAND_BYTES_MAX, GREETING_BYTES, IDENTITY_BYTES_MAX, LARGE_FRAME_BYTES, Limits, Ready,
-    SocketType, ZmtpError,
+    SocketType, ZmtpError, room_for,
 };
 
 const FLAG_MORE: u8 = 1;
@@ -112,16 +112,16 @@ impl Decoder {
     }
 
     /// Where the next read goes; room for about `read_bytes`, at least one byte. A large frame under way is read
-    /// into its own buffer, which grows with what has really come: to twice that at most.
+    /// into its own buffer, which grows with what has really come: to twice that at most, until so much has come
+    /// ([`room_for`]) that it may take address space for all of it.
     pub fn space(&mut self, read_bytes: usize) -> Limit<&mut dyn BufMut> {
         let read_bytes = read_bytes.max(1);
         if let Some(large) = &mut self.large {
             let missing = large.frame_bytes - large.data.len();
             if large.data.capacity() == large.data.len() {
                 // Above malloc's mmap threshold this moves pages, not bytes.
-                large
-                    .data
-                    .reserve_exact(missing.min(large.data.len().max(read_bytes)));
+                let room = room_for(large.data.len(), missing, read_bytes);
+                large.data.reserve_exact(room);
             }
             let room = missing.min(large.data.capacity() - large.data.len());
             return (&mut large.data as &mut dyn BufMut).limit(room);
@@ -203,10 +203,11 @@ impl Decoder {
         self.stage == Stage::Greeting && self.buf.is_empty()
     }
 
-    /// Memory held for what has not been handed out yet.
+    /// Memory held for what has not been handed out yet. Of a large frame under way, what has come: the rest of its room
+    /// is memory when it is written.
     pub fn memory_bytes(&self) -> usize {
         self.buf.capacity()
-            + self.large.as_ref().map_or(0, |l| l.data.capacity())
+            + self.large.as_ref().map_or(0, |l| l.data.len())
             + self.parts.iter().map(Bytes::len).sum::<usize>()
             + self.parts.capacity() * size_of::<Bytes>()
             + self.small.capacity() * size_of::<(usize, usize)>()

@@ -28,6 +28,18 @@ pub const GREETING_BYTES: usize = 64;
 /// less than a small message that keeps a whole read buffer alive.
 pub const LARGE_FRAME_BYTES: usize = 64 * 1024;
 
+/// How much more memory to ask for where `there` bytes of something have come and it claims `missing` more: as much as is
+/// there, `least` at least. Where 4 MiB are there it is all: an allocation of that size is address space until it is
+/// written, and one that need not be moved can have large pages.
+pub fn room_for(there: usize, missing: usize, least: usize) -> usize {
+    const ALL_FROM_BYTES: usize = 4 << 20;
+    if there < ALL_FROM_BYTES {
+        missing.min(there.max(least))
+    } else {
+        missing
+    }
+}
+
 /// The longest command accepted. READY holds an identity of at most 255 bytes and a few names; a subscription's
 /// topic is a message type.
 pub const COMMAND_BYTES_MAX: usize = 64 * 1024;
