@@ -20,6 +20,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import ceiling
+import durability
 import floods
 import footprint
 import latency
@@ -42,6 +43,7 @@ MEASUREMENTS = {
     "ceiling": ceiling.measure,
     "replay": replays.measure,
     "idle": footprint.idle,
+    "durability": durability.measure,
 }
 
 

@@ -275,7 +275,7 @@ pub(super) async fn run(
         next_command: 0,
         status_due: None,
         show_due: None,
-        shown: (("", 0, None), Instant::now()),
+        shown: (Shape::default(), Instant::now()),
         process: ProcessId::of(std::process::id()),
         connection_file: None,
         accepting: Accepting {

@@ -24,8 +24,15 @@ const FIGURES_DELAY: Duration = Duration::from_millis(25);
 /// But where they change all the time, so often. (A file that is renamed over another one goes to the disk at once.)
 const FIGURES_EVERY: Duration = Duration::from_millis(250);
 
-/// What of the session people look at: its state, how many are attached, the engine's process.
-pub(super) type Shape = (&'static str, usize, Option<u32>);
+/// What of the session people look at, or have just set.
+#[derive(Clone, Copy, Default, PartialEq)]
+pub(super) struct Shape {
+    state: &'static str,
+    attached: usize,
+    engine: Option<u32>,
+    extended: Micros,
+    bounds: [Option<Duration>; 4],
+}
 
 impl Driver {
     /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
@@ -37,7 +44,7 @@ impl Driver {
             return;
         }
         let next = *at + SHOW_EVERY;
-        let is_busy = shape.0 == "busy" && shown.0 == "idle";
+        let is_busy = shape.state == "busy" && shown.state == "idle";
         match Instant::now() {
             now if is_busy => {
                 self.show_due.get_or_insert(next.max(now + SHOW_BUSY_AFTER));
@@ -55,12 +62,19 @@ impl Driver {
     }
 
     fn shape(&self) -> Shape {
-        let state = self.core.state();
-        (
-            self.core.session_state(),
-            self.clients.len(),
-            state.engine_pid,
-        )
+        let (state, limits) = (self.core.state(), self.core.limits());
+        Shape {
+            state: self.core.session_state(),
+            attached: self.clients.len(),
+            engine: state.engine_pid,
+            extended: state.lifetime.extended,
+            bounds: [
+                limits.idle_timeout,
+                limits.idle_timeout_detached,
+                limits.max_lifetime,
+                limits.cpu_budget,
+            ],
+        }
     }
 
     pub(super) fn write_status(&mut self) {

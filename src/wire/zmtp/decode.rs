@@ -120,8 +120,12 @@ impl Decoder {
             let missing = large.frame_bytes - large.data.len();
             if large.data.capacity() == large.data.len() {
                 // Above malloc's mmap threshold this moves pages, not bytes.
-                let room = room_for(large.data.len(), missing, read_bytes);
-                large.data.reserve_exact(room);
+                let there = large.data.len();
+                let room = room_for(there, missing, read_bytes);
+                // Where address space is short, what has come decides.
+                if large.data.try_reserve_exact(room).is_err() {
+                    large.data.reserve_exact(missing.min(there));
+                }
             }
             let room = missing.min(large.data.capacity() - large.data.len());
             return (&mut large.data as &mut dyn BufMut).limit(room);
