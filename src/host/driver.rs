@@ -643,7 +643,6 @@ impl Driver {
         match message {
             FromKeeper::Hello(hello) => {
                 self.keeper_process = ProcessId::of(hello.keeper_pid);
-                self.status_due.get_or_insert_with(Instant::now);
                 for process in &hello.alive {
                     self.end_if_stray(process);
                 }

@@ -24,12 +24,14 @@ const FIGURES_DELAY: Duration = Duration::from_millis(25);
 /// But where they change all the time, so often. (A file that is renamed over another one goes to the disk at once.)
 const FIGURES_EVERY: Duration = Duration::from_millis(250);
 
-/// What of the session people look at, or have just set.
+/// What of the session people look at or have just set, and what tells a launcher that something runs for it, should this
+/// host be killed.
 #[derive(Clone, Copy, Default, PartialEq)]
 pub(super) struct Shape {
     state: &'static str,
     attached: usize,
     engine: Option<u32>,
+    keeper: Option<u32>,
     extended: Micros,
     bounds: [Option<Duration>; 4],
 }
@@ -67,6 +69,7 @@ impl Driver {
             state: self.core.session_state(),
             attached: self.clients.len(),
             engine: state.engine_pid,
+            keeper: self.keeper_process.map(|keeper| keeper.pid),
             extended: state.lifetime.extended,
             bounds: [
                 limits.idle_timeout,
