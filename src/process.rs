@@ -100,6 +100,21 @@ pub fn give_way() {
     unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, NICE) };
 }
 
+/// How much may be on its way on a socket before its sender waits. The system doubles the number for its own needs, and
+/// caps it at `net.core.wmem_max` (208 KiB unless set otherwise). What it does not grant changes nothing.
+pub fn set_send_room(socket: impl AsFd, bytes: libc::c_int) {
+    // SAFETY: the option's value is one int, which outlives the call.
+    unsafe {
+        libc::setsockopt(
+            socket.as_fd().as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_SNDBUF,
+            (&raw const bytes).cast(),
+            size_of_val(&bytes) as libc::socklen_t,
+        );
+    }
+}
+
 /// Gives all free memory back to the system, also what lies between used memory: for after work that took much of it.
 /// Takes milliseconds, in which other threads may wait for memory.
 pub fn release_memory() {

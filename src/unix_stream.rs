@@ -15,6 +15,11 @@ use bytes::BufMut;
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 
+use crate::process::set_send_room;
+
+/// With the usual room for 200 kB two processes wake each other for every 100 kB.
+const ROOM_BYTES: i32 = 1 << 20;
+
 type Std = std::os::unix::net::UnixStream;
 
 /// See the module.
@@ -48,7 +53,7 @@ impl UnixStream {
 
     /// One that does not block.
     pub fn from_std(socket: Std) -> io::Result<Self> {
-        widen(&socket);
+        set_send_room(&socket, ROOM_BYTES);
         // SAFETY: std's socket owns its descriptor, and gives the same one as long as it lives.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
         Ok(Self { socket })
@@ -121,23 +126,6 @@ impl UnixStream {
         let socket = self.socket.get_ref().as_fd().try_clone_to_owned()?;
         // SAFETY: a descriptor that is owned stays what it is as long as its owner lives.
         Ok(unsafe { AsyncFd::register_with_interest(socket, Interest::WRITABLE) }?)
-    }
-}
-
-/// With the usual room for 200 kB two processes wake each other for every 100 kB. What the system does not grant changes
-/// nothing: it gives as much as `net.core.wmem_max` allows.
-fn widen(socket: &Std) {
-    use std::os::fd::AsRawFd as _;
-    let room_bytes: libc::c_int = 1 << 20;
-    // SAFETY: an integer, of which the system is told the size.
-    unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_SNDBUF,
-            (&raw const room_bytes).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        );
     }
 }
 

@@ -42,7 +42,7 @@ const MAY_USE: [(&str, &[&str]); 18] = [
     ("process", &[]),
     ("kernelspec", &[]),
     ("spool", &[]),
-    ("unix_stream", &[]),
+    ("unix_stream", &["process"]),
     ("transport", &["wire", "spool", "unix_stream"]),
     ("settings", &["duration"]),
     ("config", &["duration", "settings"]),

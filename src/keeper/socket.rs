@@ -7,6 +7,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::protocol::{Carries, Fds};
+use crate::process::set_send_room;
 
 /// The largest message. Only a `Spawn` comes near it, with an environment of thousands of variables; a larger
 /// one is refused with an error on the sender's side.
@@ -26,19 +27,8 @@ pub fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     // SAFETY: the kernel has just given us these two, nobody else owns them.
     let pair = fds.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     for fd in &pair {
-        // A datagram must fit the sending buffer as a whole. The kernel doubles the number for its own needs,
-        // and caps it at net.core.wmem_max (208 KiB unless set otherwise, so still above our limit).
-        let bytes = MESSAGE_BYTES_MAX as libc::c_int;
-        // SAFETY: the option's value is one int, which outlives the call. A failure leaves the default size.
-        unsafe {
-            libc::setsockopt(
-                fd.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_SNDBUF,
-                (&raw const bytes).cast(),
-                size_of_val(&bytes) as libc::socklen_t,
-            )
-        };
+        // A datagram must fit the sending buffer as a whole. (Where the system caps it, it is still above our limit.)
+        set_send_room(fd, MESSAGE_BYTES_MAX as libc::c_int);
     }
     let [ours, theirs] = pair;
     Ok((ours, theirs))
