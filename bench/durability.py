@@ -6,7 +6,7 @@ from bed import FARSIDE, MB, Bed, Fast
 from floods import DISPLAYS
 from rows import number
 
-PROCESS, POWER = MODES = ("process", "power")
+MODES = ("process", "power")
 
 
 def measure(bed: Bed) -> None:

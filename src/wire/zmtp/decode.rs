@@ -207,11 +207,10 @@ impl Decoder {
         self.stage == Stage::Greeting && self.buf.is_empty()
     }
 
-    /// Memory held for what has not been handed out yet. Of a large frame under way, what has come: the rest of its room
-    /// is memory when it is written.
+    /// Memory held for what has not been handed out yet, with what is only address space so far.
     pub fn memory_bytes(&self) -> usize {
         self.buf.capacity()
-            + self.large.as_ref().map_or(0, |l| l.data.len())
+            + self.large.as_ref().map_or(0, |l| l.data.capacity())
             + self.parts.iter().map(Bytes::len).sum::<usize>()
             + self.parts.capacity() * size_of::<Bytes>()
             + self.small.capacity() * size_of::<(usize, usize)>()
