@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from sandbox import SCRIPTED, SCRIPTED_ARGV, Launcher, Sandbox
 from wire import DELIMITER, Client, dumps
 
 BARE, FARSIDE = "python3", "farside-python3"
+# BARE, behind `Bed.relayed`.
+RELAYED = "relayed-python3"
 # The same engine without Python: what is measured with it is what stands between it and the client.
 BARE_SCRIPTED, FARSIDE_SCRIPTED = "scripted", "farside-scripted"
 TOUCHED_BYTES = 2_000_000_000
@@ -134,7 +137,8 @@ class Bed:
         # Of `--scaling`: (title, columns, rows).
         self.tables: list[tuple[str, list[str], list[list[str]]]] = []
         self.sandbox = Sandbox()
-        self.folders = {kernel: self.sandbox.ipython(f"ipython-{kernel}") for kernel in (BARE, FARSIDE)}
+        self.relays: list[subprocess.Popen] = []
+        self.folders = {kernel: self.sandbox.ipython(f"ipython-{kernel}") for kernel in (BARE, FARSIDE, RELAYED)}
         self.sandbox.add_kernelspec(BARE_SCRIPTED, SCRIPTED_ARGV)
         for kernel in (BARE, FARSIDE, BARE_SCRIPTED, FARSIDE_SCRIPTED):
             self.sandbox.kernelspec(kernel)
@@ -156,6 +160,25 @@ class Bed:
     def pair(self) -> dict[str, Fast]:
         return {kernel: Fast(self.launch(kernel).client()) for kernel in (BARE, FARSIDE)}
 
+    def relayed(self) -> Fast:
+        """The bare engine behind two processes that copy bytes and do nothing else: as many as farside's."""
+        launcher = self.launch(BARE, {"IPYTHONDIR": self.folders[RELAYED]})
+        launcher.client()
+        there = launcher.connection_file
+        for transport in ("ipc", "tcp"):
+            here = self.sandbox.runtime / f"relay-{uuid.uuid4()}.json"
+            self.sandbox.write_connection_file(here, transport, launcher.connection["key"], BARE, None)
+            command = [str(SCRIPTED), "relay", str(there), str(here)]
+            relay = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+            self.sandbox.children.append(relay)
+            self.relays.append(relay)
+            assert relay.stdout is not None and relay.stdout.readline(), "the relay has ended"
+            there = here
+        client = Client(json.loads(there.read_text()))
+        self.sandbox.clients.append(client)
+        client.wait_ready(LONGEST_SECONDS, alive=launcher.running, log=launcher.log)
+        return Fast(client)
+
     def watch(self, launcher: Launcher, session: str | None = None) -> Watch:
         """Launcher and host of a session (the only one, if none is named)."""
         found = self.sandbox.session(session) if session else self.sandbox.session()
@@ -175,6 +198,10 @@ class Bed:
             if launcher.running():
                 self.end(launcher)
         self.sandbox.clients.clear()
+        for relay in self.relays:
+            relay.kill()
+            relay.wait()
+        self.relays.clear()
 
     # Measuring.
 
@@ -194,8 +221,14 @@ class Bed:
 
     def in_turns(self, count: int, measure: Callable[[str], float], kernels: tuple[str, str] = (BARE, FARSIDE)) -> Pairs:
         """`count` measurements of each, alternating, who is first alternating too."""
+        seconds = self.each_in_turn(count, measure, kernels)
+        return Pairs(seconds[kernels[0]], seconds[kernels[1]])
+
+    def each_in_turn(
+        self, count: int, measure: Callable[[str], float], kernels: tuple[str, ...]
+    ) -> dict[str, list[float]]:
         seconds: dict[str, list[float]] = {kernel: [] for kernel in kernels}
         for turn in range(count):
             for kernel in kernels if turn % 2 else kernels[::-1]:
                 seconds[kernel].append(measure(kernel))
-        return Pairs(seconds[kernels[0]], seconds[kernels[1]])
+        return seconds

@@ -4,11 +4,14 @@
 //! - `scripted client CONNECTION_FILE [SUBSCRIBERS]`: a frontend that executes each line of its stdin and prints what
 //!   came, and when, as a line of JSON (`client`);
 //! - `scripted raw LINK_SOCKET SEQ COUNT`: a client of the link that reads so many of a session's messages behind
-//!   record SEQ, as they are (`raw`).
+//!   record SEQ, as they are (`raw`);
+//! - `scripted relay CONNECTION_FILE CONNECTION_FILE`: a process that copies bytes between the kernel of the first one and
+//!   the frontends of the second one (`relay`).
 
 mod client;
 mod engine;
 mod raw;
+mod relay;
 
 use std::process::ExitCode;
 
@@ -33,6 +36,7 @@ fn main() -> ExitCode {
             ["raw", socket, from, count] => {
                 local(&runtime, raw::run(socket, from.parse()?, count.parse()?))
             }
+            ["relay", there, here] => relay::run(there, here),
             _ => Err("what it can do is said at the beginning of bench/scripted/main.rs".into()),
         });
     match done {

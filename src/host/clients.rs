@@ -6,6 +6,7 @@ use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
+use super::alarm::Alarm;
 use super::cursor::Cursor;
 use super::driver::Input;
 use super::inbox::Inbox;
@@ -189,7 +190,7 @@ async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission, ack_del
     let mut tail = cursor.tail();
     // The session's end is said after its last record.
     let mut last_word = None;
-    let mut ack_due: Option<Instant> = None;
+    let mut ack = Alarm::new();
     loop {
         // Never cancelled: a replay that is being made must not be made again for each acknowledgement.
         let mut next = std::pin::pin!(cursor.next());
@@ -200,23 +201,20 @@ async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission, ack_del
                     Some(frame @ Frame::Ended { .. }) => last_word = Some(frame),
                     Some(frame @ Frame::Ack { .. }) if !ack_delay.is_zero() => {
                         writer.push(&frame);
-                        ack_due.get_or_insert_with(|| Instant::now() + ack_delay);
+                        ack.set_first(|| Instant::now() + ack_delay);
                     }
                     Some(frame) => {
                         if writer.send(&frame).await.is_err() {
                             return;
                         }
-                        ack_due = None;
+                        ack.set(None);
                     }
                     None => return,
                 },
-                () = async { tokio::time::sleep_until(ack_due.unwrap_or_else(Instant::now)).await },
-                    if ack_due.is_some() =>
-                {
+                () = ack.rings() => {
                     if writer.flush().await.is_err() {
                         return;
                     }
-                    ack_due = None;
                 }
                 deliveries = &mut next => break deliveries,
             }
@@ -235,7 +233,7 @@ async fn write(writer: &mut LinkWriter<WriteHalf>, admission: Admission, ack_del
         if writer.flush().await.is_err() {
             return;
         }
-        ack_due = None;
+        ack.set(None);
     }
     // The host ends: its last words.
     let goodbye = async {

@@ -22,6 +22,7 @@ use self::folders::Accepting;
 use self::replacement::Replacement;
 use self::showing::Shape;
 use super::acks::Acks;
+use super::alarm::Alarm;
 use super::clients::{Opening, StreamId};
 use super::clocks;
 use super::compaction::{self, Compaction};
@@ -314,20 +315,21 @@ impl Driver {
         let mut inputs = Vec::with_capacity(TURN_INPUTS_MAX);
         let mut terminate =
             tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let (mut status, mut tick) = (Alarm::new(), Alarm::new());
         let mut tick_at = Instant::now() + TICK_EVERY;
         while !self.over {
             // What may be over in a moment (`SHOW_BUSY_AFTER`) is not written meanwhile either: it would be to do twice.
-            let status_due = self.show_due.or(self.status_due);
+            status.set(self.show_due.or(self.status_due));
             tick_at = tick_at.min(Instant::now() + self.tick_in());
+            tick.set(Some(tick_at));
             // An engine that floods always has something for us: what comes seldom is looked at before.
             tokio::select! {
                 biased;
                 message = self.keeper.recv() => self.on_keeper(message),
                 _ = terminate.recv() => self.end("stopped: the host got SIGTERM"),
-                () = async { tokio::time::sleep_until(status_due.unwrap_or_else(Instant::now)).await },
-                    if status_due.is_some() => self.write_status(),
+                () = status.rings() => self.write_status(),
                 () = inbox::receive_some(receiver, &mut inputs, TURN_INPUTS_MAX, TURN_BYTES_MAX) => {}
-                () = tokio::time::sleep_until(tick_at) => {}
+                () = tick.rings() => {}
             }
             if tick_at <= Instant::now() {
                 self.event(Event::Tick);
@@ -348,9 +350,6 @@ impl Driver {
                 return Ok(());
             }
             self.show_status();
-            let target = self.usage_target();
-            self.engine.set_active(target.active);
-            self.usage.look_at(target);
             // Only now is there room for more: what was taken in is written.
             drop(shares);
             // Links and sockets share this thread, and a queue that is never empty would keep it from them.

@@ -9,6 +9,7 @@
 //! writes status.json.
 
 mod acks;
+mod alarm;
 mod clients;
 mod clocks;
 mod compaction;

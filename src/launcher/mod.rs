@@ -86,6 +86,9 @@ pub enum LaunchError {
     Choice(#[from] ChoiceError),
     #[error("{0}")]
     Io(#[from] std::io::Error),
+    /// A defect: it is in the log.
+    #[error("the launcher itself failed: {0}")]
+    Panic(#[from] tokio::task::JoinError),
 }
 
 /// What the parts of a launcher share.
@@ -211,7 +214,11 @@ async fn serve(
         leaving: Notify::new(),
         stage: Cell::new(Stage::Serving),
     });
+    // Tasks of their own: what wakes the future that a runtime was given costs a look at the sockets each time, and
+    // another one at all that it waits for.
     let running = succession::serve(shared.clone(), session, stream, receiver, wanted);
+    let mut running = tokio::task::spawn_local(running);
+    let mut serving = tokio::task::spawn_local(sockets.serve(shared.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let parent_gone = async {
@@ -220,20 +227,20 @@ async fn serve(
             Some(_) | None => std::future::pending().await,
         }
     };
-    let serving = sockets.serve(shared.clone());
-    tokio::pin!(running, serving);
     tokio::select! {
-        () = &mut running => {}
-        () = &mut serving => {}
+        ended = &mut running => ended?,
+        ended = &mut serving => ended?,
         () = shared.leaving.notified() => {
             let last_words = async {
                 tokio::select! {
-                    _ = &mut running => {}
-                    () = &mut serving => {}
-                    () = shared.answered() => {}
+                    ended = &mut running => ended,
+                    ended = &mut serving => ended,
+                    () = shared.answered() => Ok(()),
                 }
             };
-            let _ = tokio::time::timeout(LEAVE_TIMEOUT, last_words).await;
+            if let Ok(ended) = tokio::time::timeout(LEAVE_TIMEOUT, last_words).await {
+                ended?;
+            }
         }
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
@@ -241,7 +248,8 @@ async fn serve(
         () = parent_gone => {}
     }
     // What is written goes out; a frontend that has gone is not waited for.
-    let _ = tokio::time::timeout(LINGER, serving).await;
+    tokio::time::sleep(LINGER).await;
+    serving.abort();
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::frame::write_record_head;
@@ -17,6 +17,10 @@ const READ_BYTES_MIN: usize = 16 << 10;
 /// The buffer grows by so much ahead of what has come, or doubles ([`room_for`]). A frame's length is the other end's
 /// claim; memory follows the bytes that arrive.
 const READ_BYTES_MAX: usize = 1 << 20;
+
+/// What of a frame is kept keeps all that was read with it. So a frame that came alone, and is no more than a part of the
+/// buffer, is copied to where it fits, and the buffer is used again.
+const ALONE_BYTES_MAX: usize = READ_BYTES_MIN / 4;
 
 /// How many pieces one vectored write takes.
 const SLICES_MAX: usize = 64;
@@ -90,7 +94,13 @@ impl<R: AsyncRead + Unpin> LinkReader<R> {
             return Ok(None);
         }
         // It is at most the buffer's length.
-        let frame = self.buffer.split_to(size as usize).freeze();
+        let size = size as usize;
+        if size == self.buffer.len() && size <= ALONE_BYTES_MAX {
+            let frame = Bytes::copy_from_slice(&self.buffer);
+            self.buffer.clear();
+            return Frame::decode(frame).map(Some);
+        }
+        let frame = self.buffer.split_to(size).freeze();
         if frame.len() > READ_BYTES_MAX
             || self.buffer.is_empty() && self.buffer.capacity() > READ_BYTES_MAX
         {

@@ -337,6 +337,25 @@ fn a_large_frames_memory_is_given_back() {
 }
 
 #[test]
+fn a_small_frame_that_came_alone_keeps_no_more_than_itself() {
+    let frame = Frame::Record {
+        part: 0,
+        record: large(300),
+    };
+    let bytes = encoded(std::slice::from_ref(&frame));
+    block_on(async {
+        let mut reader = LinkReader::new(Pieces::new(bytes.repeat(100), vec![bytes.len()]));
+        let mut kept = vec![reader.next().await.unwrap().unwrap()];
+        let buffer = reader.buffer.as_ptr();
+        while let Some(frame) = reader.next().await.unwrap() {
+            kept.push(frame);
+            assert_eq!(reader.buffer.as_ptr(), buffer, "used again");
+        }
+        assert!(kept.len() == 100 && kept.iter().all(|one| *one == frame));
+    });
+}
+
+#[test]
 fn a_frame_whose_end_is_held_back_is_none_yet() {
     block_on(async {
         let frames = [

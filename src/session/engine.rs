@@ -329,20 +329,19 @@ impl Core {
         state: ExecutionState,
         reason: Option<String>,
     ) {
-        let reply = self
-            .state
-            .live
-            .get(&n)
-            .and_then(|execution| execution.reply.clone());
+        let attached = self.state.attachments.iter();
+        let attached: Vec<_> = attached.filter(|one| one.n == n).cloned().collect();
+        let reply = match (self.state.live.get(&n), attached.is_empty()) {
+            (Some(execution), false) => execution.reply.clone(),
+            (Some(_), true) | (None, _) => None,
+        };
         self.notify_finished(n, state);
         self.execution_state(n, state, reason);
         let content = reply
             .and_then(|reply| serde_json::from_str(&reply).ok())
             .unwrap_or_else(|| json!({}));
-        for attachment in self.state.attachments.clone() {
-            if attachment.n == n {
-                self.end_attachment(&attachment, &content);
-            }
+        for attachment in attached {
+            self.end_attachment(&attachment, &content);
         }
     }
 

@@ -80,11 +80,15 @@ impl Driver {
         }
     }
 
+    /// Shows all of it, to those inside of this host as well who only watch.
     pub(super) fn write_status(&mut self) {
         self.status_due = None;
         self.show_due = None;
         self.shown = (self.shape(), Instant::now());
         self.status_file.show(self.status());
+        let target = self.usage_target();
+        self.engine.set_active(target.active);
+        self.usage.look_at(target);
     }
 
     fn status(&self) -> Status {
@@ -134,7 +138,7 @@ impl Driver {
         }
     }
 
-    pub(super) fn usage_target(&self) -> Target {
+    fn usage_target(&self) -> Target {
         let state = self.core.state();
         let engine = self.engine.process();
         Target {
