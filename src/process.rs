@@ -115,6 +115,22 @@ pub fn set_send_room(socket: impl AsFd, bytes: libc::c_int) {
     }
 }
 
+/// Lets large buffers go back to the system as soon as they are free: without a fixed bound the allocator learns
+/// from the first large message to keep all later ones. To be called before there is a second thread.
+pub fn keep_memory_small() {
+    /// From here on a buffer is a mapping of its own.
+    const MAP_FROM_BYTES: libc::c_int = 128 << 10;
+    /// So much free memory at the heap's end is given back.
+    const TRIM_FROM_BYTES: libc::c_int = 1 << 20;
+    #[cfg(target_env = "gnu")]
+    // SAFETY: plain numbers to the allocator.
+    unsafe {
+        libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_FROM_BYTES);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_FROM_BYTES);
+        libc::mallopt(libc::M_ARENA_MAX, 2);
+    }
+}
+
 /// Gives all free memory back to the system, also what lies between used memory: for after work that took much of it.
 /// Takes milliseconds, in which other threads may wait for memory.
 pub fn release_memory() {

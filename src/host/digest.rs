@@ -305,19 +305,17 @@ impl Shared {
 
     /// Puts into files what is in memory of executions that are over.
     fn write_over(&self) {
-        let mut wrote = false;
-        loop {
-            // The lock is held neither while it is written nor while it is freed.
-            let next = self.over().iter().next().map(|(n, sum)| (*n, sum.clone()));
-            let Some((n, sum)) = next else { break };
+        // The lock is held neither while they are written nor while they are freed. (Only this thread adds to them.)
+        let over = self.over().clone();
+        if over.is_empty() {
+            return;
+        }
+        for (n, sum) in over {
             sum.write(&self.dir, n);
             self.over().remove(&n);
-            wrote = true;
         }
-        if wrote {
-            // What it took while the execution ran, and what came with it.
-            crate::process::release_memory();
-        }
+        // What they took while the executions ran, and what came with it.
+        crate::process::release_memory();
     }
 }
 

@@ -240,7 +240,7 @@ pub(super) async fn run(
         .map(|execution| execution.first_seq)
         .min();
     let first_live = first_live.unwrap_or(recovered.next_seq);
-    let lookups = Lookups::start(&session, inbox.clone())?;
+    let lookups = Lookups::start(&session, inbox.clone(), log.last_seq())?;
     let replacer = lookups.replacer(log.tail());
     let digester = Digester::start(&session.json.id, log.tail(), first_live)?;
     let bound = config.journal_bytes_max;

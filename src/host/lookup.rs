@@ -85,8 +85,8 @@ impl Replacer {
 const TASKS_MAX: usize = 1024;
 
 impl Lookups {
-    /// Starts the thread over the session's journal.
-    pub fn start(session: &Session, inbox: Inbox<Input>) -> std::io::Result<Self> {
+    /// Starts the thread over the session's journal, which has records up to `seq`.
+    pub fn start(session: &Session, inbox: Inbox<Input>, seq: u64) -> std::io::Result<Self> {
         let (dir, elsewhere) = (session.dir.journal(), Elsewhere::new(session.clone()));
         let (sender, receiver) = mpsc::sync_channel(TASKS_MAX);
         let told = Arc::<AtomicBool>::default();
@@ -96,7 +96,7 @@ impl Lookups {
             .spawn(move || run(dir, elsewhere, receiver, inbox, heard))?;
         Ok(Self {
             told,
-            hurried_seq: 0,
+            hurried_seq: seq,
             sender: Some(sender),
             thread: Some(thread),
         })

@@ -78,7 +78,7 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
         tracing::info!("another host holds this session");
         return Ok(ExitCode::from(EXIT_OTHER_HOST));
     };
-    keep_memory_small();
+    crate::process::keep_memory_small();
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build_local(LocalOptions::default())?;
@@ -98,20 +98,4 @@ fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {
     // The session has ended and its lock is free: nobody waits for this either.
     upkeep::prune(&session);
     Ok(ExitCode::SUCCESS)
-}
-
-/// Lets large buffers go back to the system as soon as they are free: without a fixed bound the allocator learns
-/// from the first large message to keep all later ones.
-fn keep_memory_small() {
-    /// From here on a buffer is a mapping of its own.
-    const MAP_FROM_BYTES: libc::c_int = 128 << 10;
-    /// So much free memory at the heap's end is given back.
-    const TRIM_FROM_BYTES: libc::c_int = 1 << 20;
-    #[cfg(target_env = "gnu")]
-    // SAFETY: plain numbers to the allocator, before there is a second thread.
-    unsafe {
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAP_FROM_BYTES);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, TRIM_FROM_BYTES);
-        libc::mallopt(libc::M_ARENA_MAX, 2);
-    }
 }

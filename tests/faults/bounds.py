@@ -33,11 +33,11 @@ SAMPLE_SECONDS = 0.02
 
 
 def resident_bytes(pid: int) -> int:
-    """What the process has of its own: files that it has mapped (its program) count for nobody."""
+    """What the process has of its own, and what it shares with its keeper (the spools): files that it has mapped, which is
+    its program, count for nobody."""
     with suppress(OSError):
-        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("RssAnon:"):
-                return int(line.split()[1]) * 1024
+        lines = [line.split() for line in Path(f"/proc/{pid}/status").read_text().splitlines()]
+        return sum(int(line[1]) * 1024 for line in lines if line[0] in ("RssAnon:", "RssShmem:"))
     return 0
 
 
