@@ -1,12 +1,12 @@
 //! The host: one detached process a session, the async driver around the session core.
 //!
 //! Owns the engine, the journal and the link's socket. All decisions are the core's ([`crate::session::core`]); here
-//! is only what carries them out: `driver` the loop, `engine` the engine's process and sockets, `ingest` the
-//! thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
-//! journal's writing end, `compaction` what bounds it, `lookup` the index thread, `elsewhere` the journals of other sessions, `shell` a person's
-//! commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the records of sessions that
-//! are long over, `usage` and `gpu` what the engine's processes use, `ground` whether the folders are still there, `health` its heartbeat, `status_file` the thread that
-//! writes status.json.
+//! is only what carries them out: `driver` the loop, `alarm` its timers, `engine` the engine's process and sockets,
+//! `ingest` the thread that reads its iopub, `clients` the link, `cursor` what each reader of the journal gets, `log` the
+//! journal's writing end, `compaction` what bounds it, `lookup` the index thread, `elsewhere` the journals of other
+//! sessions, `shell` a person's commands, `hook` those before an end, `notify` the thread that tells people, `upkeep` the
+//! records of sessions that are long over, `usage` and `gpu` what the engine's processes use, `ground` whether the folders
+//! are still there, `health` its heartbeat, `status_file` the thread that writes status.json.
 
 mod acks;
 mod alarm;

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use crate::journal::record::Micros;
+use crate::process::{PidFd, parent_pid};
 use crate::wire::Message;
 
 /// What waited for the launcher before us in a server's socket reaches us within this, once our sockets are bound.
@@ -15,9 +16,11 @@ use crate::wire::Message;
 const STALE_WITHIN: Micros = 10_000_000;
 
 /// The process that a launcher lives for.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Frontend {
     pid: u32,
+    /// `None`: it cannot be held, or has ended meanwhile.
+    process: Option<PidFd>,
     /// A Jupyter Server's file, if the parent had one when the launcher began.
     server_file: Option<PathBuf>,
     /// When the launcher began, wall time.
@@ -36,7 +39,7 @@ pub enum Meaning {
 impl Frontend {
     /// The parent process; looks for its server file in the connection file's folder and in Jupyter's.
     pub fn of_parent(connection_file: &Path) -> Self {
-        let pid = crate::process::parent_pid();
+        let pid = parent_pid();
         let name = format!("jpserver-{pid}.json");
         let folders = connection_file
             .parent()
@@ -48,6 +51,7 @@ impl Frontend {
             .find(|file| file.exists());
         Self {
             pid,
+            process: PidFd::of_parent(Some(pid)).ok().flatten(),
             server_file,
             began: crate::state_dir::now(),
         }
@@ -58,6 +62,21 @@ impl Frontend {
         self.pid
     }
 
+    /// Waits until it has ended, which it may have before this is called.
+    pub async fn ended(&self) {
+        let has_ended = match &self.process {
+            Some(process) => process.wait().await.is_ok(),
+            None => self.is_gone(),
+        };
+        if !has_ended {
+            std::future::pending().await
+        }
+    }
+
+    fn is_gone(&self) -> bool {
+        parent_pid() != self.pid
+    }
+
     /// Whether it is a Jupyter Server, which starts a kernel anew whose process ends.
     pub fn is_jupyter_server(&self) -> bool {
         self.server_file.is_some()
@@ -65,9 +84,8 @@ impl Frontend {
 
     /// What a request of it means now.
     pub fn meaning(&self) -> Meaning {
-        let is_gone = crate::process::parent_pid() != self.pid;
         match &self.server_file {
-            _ if is_gone => Meaning::Leaving,
+            _ if self.is_gone() => Meaning::Leaving,
             Some(file) if !file.exists() => Meaning::Leaving,
             Some(_) | None => Meaning::Meant,
         }
@@ -126,6 +144,7 @@ mod tests {
     fn what_was_sent_before_the_launcher_began_is_not_for_it() {
         let frontend = Frontend {
             pid: 1,
+            process: None,
             server_file: None,
             began: 1_750_000_000_000_000,
         };
@@ -168,6 +187,7 @@ mod tests {
         };
         let of = |server_file: Option<&str>| Frontend {
             pid: 1,
+            process: None,
             server_file: server_file.map(PathBuf::from),
             began: crate::state_dir::now(),
         };

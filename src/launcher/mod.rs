@@ -39,7 +39,6 @@ use self::reach::Stream;
 use self::succession::Served;
 use crate::journal::record::ClientId;
 use crate::link::{Hello, VERSION};
-use crate::process::PidFd;
 use crate::state_dir::Session;
 use crate::wire::connection_file::{ConnectionFile, ConnectionFileError, Endpoint};
 use crate::wire::message::HeaderFields;
@@ -194,9 +193,6 @@ async fn serve(
 ) -> Result<(), LaunchError> {
     let (requests, receiver) = mpsc::unbounded_channel();
     let (frontend, wanted) = started_by.unzip();
-    let parent = frontend
-        .as_ref()
-        .and_then(|frontend| PidFd::open(frontend.pid()).ok());
     let shared = Rc::new(Shared {
         served: watch::Sender::new(Served::first(&session, &stream)),
         session_id: RefCell::new(stream.welcome.session_id.clone()),
@@ -221,10 +217,10 @@ async fn serve(
     let mut serving = tokio::task::spawn_local(sockets.serve(shared.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
-    let parent_gone = async {
-        match &parent {
-            Some(parent) if parent.wait().await.is_ok() => {}
-            Some(_) | None => std::future::pending().await,
+    let frontend_gone = async {
+        match &shared.frontend {
+            Some(frontend) => frontend.ended().await,
+            None => std::future::pending().await,
         }
     };
     tokio::select! {
@@ -245,7 +241,7 @@ async fn serve(
         _ = terminate.recv() => {}
         _ = hang_up.recv() => {}
         () = until => {}
-        () = parent_gone => {}
+        () = frontend_gone => {}
     }
     // What is written goes out; a frontend that has gone is not waited for.
     tokio::time::sleep(LINGER).await;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import signal
 import sys
@@ -58,6 +59,17 @@ def test_everything_is_there_after_the_launcher_went(sandbox: Sandbox, how: str)
     assert sandbox.session()["engine_pid"] == before["engine_pid"]
     [execution] = [e for e in sandbox.executions(before["id"]) if e["msg_id"] == original]
     assert (execution["state"], execution["n"]) == ("ok", 2)
+
+
+def test_a_launcher_ends_whose_frontend_ended_while_it_looked_for_a_session(sandbox: Sandbox) -> None:
+    with (sandbox.state / "create.lock").open("w") as lock:
+        fcntl.lockf(lock, fcntl.LOCK_EX)
+        launcher = sandbox.launch(own_parent=True, server=True)
+        wait_until(lambda: tcp_listeners({launcher.pid}), "the launcher to bind its sockets")
+        launcher.kill_parent()
+        assert launcher.running(), "it waits for the lock"
+    launcher.wait_exit()
+    sandbox.wait_session(lambda s: not s["attached"], "the session to be detached")
 
 
 def test_no_port_is_open_while_nobody_is_attached(sandbox: Sandbox) -> None:
