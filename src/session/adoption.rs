@@ -74,7 +74,7 @@ impl Core {
         let clients: Vec<ClientId> = self.state.clients.keys().copied().collect();
         clients
             .into_iter()
-            .for_each(|client| self.still_busy(client));
+            .for_each(|client| self.still_busy(Some(client)));
         match &self.engine {
             Engine::Absent { why: Some(why) } => {
                 let why = why.clone();

@@ -62,7 +62,7 @@ impl Core {
             let content = serde_json::from_str(&input.content).unwrap_or(Value::Null);
             self.ask(asked, n, &content);
         }
-        self.still_busy(asked.client);
+        self.still_busy(Some(asked.client));
     }
 
     pub(super) fn attach_to_past(&mut self, asked: Asked, found: Option<Box<PastExecution>>) {

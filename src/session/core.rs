@@ -17,7 +17,7 @@ use super::continuity::Continuity;
 use super::event::{Effect, Event};
 use super::ids::Ids;
 use super::retirement::Retiring;
-use super::state::{Asked, State};
+use super::state::{Asked, State, Told};
 use super::subshells::Presence;
 use super::waiting::{Outbox, Unstarted};
 use crate::journal::record::{
@@ -593,15 +593,17 @@ impl Core {
     /// of a `%farside status` would show a busy engine as idle.
     pub(super) fn answered(&mut self, asked: &Asked) {
         self.status(asked, "idle");
-        self.still_busy(asked.client);
+        self.still_busy(Some(asked.client));
     }
 
-    /// Tells a client that the engine works, if it does.
-    pub(super) fn still_busy(&mut self, client: ClientId) {
-        if let Some((_, execution)) = self.state.running() {
+    /// Tells a client, or all, that the engine works, if it does.
+    pub(super) fn still_busy(&mut self, client: Option<ClientId>) {
+        if let Some((_, execution)) = self.state.running()
+            && execution.told != Told::Idle
+        {
             let header = execution.asked.header.clone();
             self.publish(
-                Some(client),
+                client,
                 0,
                 "status",
                 &header,

@@ -133,7 +133,8 @@ impl Core {
         {
             self.execution_state(n, ExecutionState::Running, None);
         }
-        if msg_type == "status" && is_idle(&message.content) && self.state.live.contains_key(&n) {
+        let is_idle = msg_type == "status" && is_idle(&message.content);
+        if is_idle && self.state.live.contains_key(&n) {
             self.tell_of_losses(true);
         }
         let body = Body::Iopub {
@@ -142,6 +143,10 @@ impl Core {
             message,
         };
         self.emit_heard(heard, body);
+        if is_idle {
+            // It may be one of its other threads that is done: that of control, or a subshell's.
+            self.still_busy_but_for(n);
+        }
         if msg_type == "status" {
             self.finish_if_done(n);
         }
@@ -473,6 +478,20 @@ impl Core {
     pub(super) fn engine_status(&mut self, n: ExecutionNumber, parent: &str, state: &str) {
         let content = json!({ "execution_state": state });
         self.publish(None, n, "status", parent, &content);
+        if state == "idle" {
+            self.still_busy_but_for(n);
+        }
+    }
+
+    /// All have heard of an idle: if it was not the running execution's, that one's busy comes after it.
+    fn still_busy_but_for(&mut self, n: ExecutionNumber) {
+        if self
+            .state
+            .running()
+            .is_some_and(|(running, _)| running != n)
+        {
+            self.still_busy(None);
+        }
     }
 
     /// The engine will not say idle any more for what else it was at.

@@ -443,7 +443,7 @@ impl Core {
 
     /// Answers `exit` for the engine, which would end itself. The payload is what ipykernel's `exit` has.
     fn let_console_go(&mut self, asked: &Asked) {
-        let content = json!({ "status": "ok", "execution_count": self.state.execution_count,
+        let content = json!({ "status": "ok", "execution_count": self.count_to_show(),
             "payload": [{ "source": "ask_exit", "keepkernel": true }], "user_expressions": {} });
         self.status(asked, "busy");
         self.reply(asked, 0, "execute_reply", &content);
@@ -452,7 +452,7 @@ impl Core {
 
     /// A magic's output: as a cell's, but without an execution count of its own.
     pub(super) fn magic_answer(&mut self, asked: &Asked, text: &str) {
-        let content = json!({ "status": "ok", "execution_count": self.state.execution_count, "payload": [],
+        let content = json!({ "status": "ok", "execution_count": self.count_to_show(), "payload": [],
             "user_expressions": {} });
         self.status(asked, "busy");
         self.publish(
@@ -466,6 +466,12 @@ impl Core {
         self.answered(asked);
     }
 
+    /// The engine's count, for a reply that has none of its own. JupyterLab takes 0 for none, and shows such a cell as
+    /// running for ever.
+    fn count_to_show(&self) -> i64 {
+        self.state.execution_count.max(1)
+    }
+
     fn magic_result(&mut self, asked: &Asked, result: Result<String, String>) {
         match result {
             Ok(text) => self.magic_answer(asked, &text),
@@ -475,7 +481,7 @@ impl Core {
 
     pub(super) fn magic_error(&mut self, asked: &Asked, ename: &str, evalue: &str) {
         let mut content = error_content(ename, evalue);
-        content["execution_count"] = self.state.execution_count.into();
+        content["execution_count"] = self.count_to_show().into();
         let output = json!({ "ename": ename, "evalue": evalue, "traceback": content["traceback"] });
         self.status(asked, "busy");
         self.publish(Some(asked.client), 0, "error", &asked.header, &output);

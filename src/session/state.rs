@@ -513,7 +513,7 @@ impl State {
                     }
                     self.last_activity = time;
                 }
-                (None, idle) => self.apply_status(client, idle, message),
+                (None, idle) => self.apply_status(client, n, idle, message),
             },
             "error" => {
                 if let Some(execution) = self.live.get_mut(&n) {
@@ -521,7 +521,13 @@ impl State {
                 }
                 self.count_output(client, message);
             }
-            "execute_input" => {}
+            "execute_input" => {
+                if self.live.contains_key(&n)
+                    && let Some(count) = execution_count(&text(&message.content))
+                {
+                    self.execution_count = count;
+                }
+            }
             _ => self.count_output(client, message),
         }
     }
@@ -534,11 +540,17 @@ impl State {
     }
 
     /// Of something else than a live execution.
-    fn apply_status(&mut self, client: Option<ClientId>, idle: bool, message: &Message) {
+    fn apply_status(
+        &mut self,
+        client: Option<ClientId>,
+        n: ExecutionNumber,
+        idle: bool,
+        message: &Message,
+    ) {
         let Some(parent) = message.parent() else {
             return;
         };
-        if client.is_some() && self.execution_of(&parent, Channel::Iopub).is_some() {
+        if n == 0 && !idle && self.execution_of(&parent, Channel::Iopub).is_some() {
             // A reminder that an execution runs: its own idle is everybody's.
             return;
         }
@@ -764,12 +776,10 @@ pub fn header_id(header: &str) -> String {
         .unwrap_or_default()
 }
 
-fn execution_count(reply_content: &str) -> Option<i64> {
+fn execution_count(content: &str) -> Option<i64> {
     #[derive(Deserialize)]
     struct Count {
         execution_count: Option<i64>,
     }
-    serde_json::from_str::<Count>(reply_content)
-        .ok()?
-        .execution_count
+    serde_json::from_str::<Count>(content).ok()?.execution_count
 }

@@ -74,6 +74,66 @@ fn an_answer_of_farsides_does_not_make_a_busy_engine_look_idle() {
     );
 }
 
+/// JupyterLab asks for subshells, and its debugger for modules, as soon as it has a kernel.
+#[test]
+fn what_the_engines_other_threads_end_does_not_make_it_look_idle() {
+    let (mut b, a) = Bench::ready();
+    let other = b.attach();
+    b.execute(a, "sleep()");
+    let run = b.engine_begins();
+    let asked = b.ask(a, Channel::Control, "debug_request");
+    let (mine, theirs) = (b.heard(a), b.heard(other));
+    assert_eq!(mine, theirs);
+    b.status(&asked, "busy");
+    b.status(&asked, "idle");
+    let expected = [
+        "iopub a2 status busy",
+        "iopub a2 status idle",
+        "iopub a1 status busy",
+    ];
+    assert_eq!(b.heard(a), expected);
+    assert_eq!(b.heard(other), expected);
+    // Its own end is the last word, also of what ends between that and its reply.
+    b.status(&run, "idle");
+    b.status(&asked, "busy");
+    b.status(&asked, "idle");
+    b.engine_replies(
+        &run,
+        json!({ "status": "ok", "execution_count": 1 }),
+    );
+    let heard = b.heard(other);
+    assert_eq!(
+        heard,
+        [
+            "iopub a1 status idle",
+            "iopub a2 status busy",
+            "iopub a2 status idle"
+        ]
+    );
+}
+
+/// JupyterLab shows a cell whose reply has the count 0 as running for ever.
+#[test]
+fn a_magic_shows_a_count_also_before_anything_has_ended() {
+    let (mut b, a) = Bench::ready();
+    let count = |b: &mut Bench| {
+        b.execute(a, "%farside status");
+        let heard = b.heard_messages(a);
+        let reply = heard.iter().find(|(channel, _)| *channel == Channel::Shell);
+        content(&reply.unwrap().1)["execution_count"].clone()
+    };
+    assert_eq!(count(&mut b), 1);
+    b.execute(a, "sleep()");
+    let run = b.engine_gets("execute_request");
+    b.status(&run, "busy");
+    b.iopub(
+        &run,
+        "execute_input",
+        json!({ "code": "sleep()", "execution_count": 7 }),
+    );
+    assert_eq!(count(&mut b), 7);
+}
+
 #[test]
 fn an_execution_goes_to_the_engine_and_its_messages_to_everybody() {
     let (mut b, a) = Bench::ready();

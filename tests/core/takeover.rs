@@ -109,6 +109,8 @@ fn what_ended_in_the_gap_is_settled_after_the_probe() {
             "iopub a6 status idle",
             "iopub a1 status busy",
             "iopub a1 status idle",
+            // What runs as far as is known.
+            "iopub a4 status busy",
             "shell a2 execute_reply ok",
             "shell a3 execute_reply ExecutionLost",
             "iopub a4 status idle",

@@ -3,8 +3,8 @@
 //   node lab.mjs URL TOKEN NOTEBOOK STEP [ARGUMENT]
 //
 // STEP `start`: opens NOTEBOOK, runs its first cell, waits until its output contains ARGUMENT; says what the
-// kernel's status showed. STEP `attach`: opens NOTEBOOK, runs its second cell until its output contains ARGUMENT and
-// the kernel is idle again. Prints one JSON object.
+// kernel's status showed. STEP `attach`: opens NOTEBOOK while its first cell runs, runs its third cell, which must be done
+// meanwhile, and then the second one, until its output contains ARGUMENT and the kernel is idle again. Prints one JSON object.
 import { createRequire } from "node:module";
 
 const require = createRequire(`${process.env.FARSIDE_NODE}/`);
@@ -43,30 +43,43 @@ try {
     }
     throw new Error(`waited ${timeout / 1000} s for ${what}; status ${await status()}; page says: ${await panel.innerText()}`);
   };
-  const cells = panel.locator(".jp-CodeCell");
-  const cell = cells.nth(step === "start" ? 0 : 1);
-  await cell.waitFor();
-  const ready = step === "start" ? ["idle"] : ["idle", "busy"];
-  await until(async () => connected && ready.includes(await status()), "a kernel");
-  const opened = await status();
-  const prompt = () => cell.locator(".jp-InputPrompt").first().innerText();
+  const cell = (at) => panel.locator(".jp-CodeCell").nth(at);
+  const prompt = (at) => cell(at).locator(".jp-InputPrompt").first().innerText();
+  const output = async (at) => (await cell(at).locator(".jp-OutputArea-output").allInnerTexts()).join("");
+  const done = (at) => until(async () => !(await prompt(at)).includes("*"), `the prompt of cell ${at} to lose its star`);
   // JupyterLab may still move the focus about while it starts: until the cell runs, ask for it once more.
-  await until(async () => {
-    if (/\[[\d*]+\]/.test(await prompt())) return true;
-    await cell.locator(".cm-content").click();
-    await page.keyboard.press("Shift+Enter");
-    await page.waitForTimeout(1000);
-    return false;
-  }, "the cell to run");
-  const output = () => cell.locator(".jp-OutputArea-output").allInnerTexts().then((texts) => texts.join(""));
-  await until(async () => (await output()).includes(argument), `${JSON.stringify(argument)} in the output`);
-  const result = { opened, during: await status() };
-  if (step === "attach") {
+  const run = async (at, text) => {
+    await until(async () => {
+      if (/\[[\d*]+\]/.test(await prompt(at))) return true;
+      await cell(at).locator(".cm-content").click();
+      await page.keyboard.press("Shift+Enter");
+      await page.waitForTimeout(1000);
+      return false;
+    }, `cell ${at} to run`);
+    await until(async () => (await output(at)).includes(text), `${JSON.stringify(text)} in the output of cell ${at}`);
+  };
+  await cell(0).waitFor();
+  const result = { seen };
+  if (step === "start") {
+    await until(async () => connected && (await status()) === "idle", "a kernel");
+    await run(0, argument);
+    result.during = await status();
+    result.output = await output(0);
+  } else {
+    await until(async () => connected && (await status()) === "busy", "a busy kernel");
+    // What JupyterLab asks of a kernel that it has just come to is answered by then, and each answer ends with an idle.
+    await page.waitForTimeout(3000);
+    result.opened = await status();
+    await run(2, "running for");
+    await done(2);
+    result.beside = await status();
+    console.log("the second cell is next");
+    await run(1, argument);
     await until(async () => (await status()) === "idle", "an idle kernel after the attach");
-    result.after = await status();
-    await until(async () => !(await prompt()).includes("*"), "the cell's prompt to lose its star");
+    await done(1);
+    result.output = await output(1);
   }
-  console.log(JSON.stringify({ ...result, output: await output(), prompt: await prompt(), seen }));
+  console.log(JSON.stringify(result));
 } finally {
   await browser.close();
 }

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use farside::journal::record::{Body, ClientId, ExecutionState, Note, Record};
 use farside::session::event::Effect;
-use farside::session::state::{State, header_id, is_idle};
+use farside::session::state::{State, Told, header_id, is_idle};
 use farside::wire::{Channel, Message};
 use serde_json::Value;
 
@@ -28,8 +28,8 @@ pub(super) struct Watch {
     attached_as: HashSet<String>,
     /// The execution that runs, by the records.
     running: Option<u64>,
-    /// For each client: what ran when farside's own idle was said to it, if that was the last status.
-    own_idle: HashMap<ClientId, Option<u64>>,
+    /// For each client: what ran when something else's idle was said to it, if that was the last status.
+    other_idle: HashMap<ClientId, Option<u64>>,
     /// How this host has said that kernel_info is answered.
     kernel_info: Option<Value>,
     /// The fold of the records that were kept.
@@ -174,8 +174,12 @@ impl Simulation {
                 busy || before == Some(true) || self.host_died,
                 "idle of {parent} without busy before it"
             );
-            let idle_of_ours = (client.is_some() && !busy).then_some(self.watch.running);
-            self.watch.own_idle.insert(to, idle_of_ours.flatten());
+            let its_own = |n: &u64| {
+                let execution = self.watch.folded.live.get(n);
+                execution.is_some_and(|execution| execution.msg_id == parent)
+            };
+            let running = self.watch.running.filter(|n| !busy && !its_own(n));
+            self.watch.other_idle.insert(to, running);
         }
     }
 
@@ -221,12 +225,15 @@ impl Simulation {
         }
         // (A session that begins to end says idle to who ended it.)
         let ends = state.lifetime.ending.is_some();
-        let running = state.running().map(|(n, _)| n).filter(|_| !ends);
+        let busy = state
+            .running()
+            .filter(|(_, execution)| execution.told != Told::Idle);
+        let running = busy.map(|(n, _)| n).filter(|_| !ends);
         for client in &self.clients {
-            let ran = self.watch.own_idle.get(&client.frontend.client).copied();
+            let ran = self.watch.other_idle.get(&client.frontend.client).copied();
             assert!(
                 !client.attached || running.is_none() || ran.flatten() != running,
-                "an answer of farside's shows a busy engine as idle"
+                "the end of something else shows a busy engine as idle"
             );
         }
         self.check_journal();
