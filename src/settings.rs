@@ -53,7 +53,7 @@ impl Setting {
             Form::Text => !value.contains('\0'),
             Form::Transport => transport(value).is_some(),
             Form::Durability => durability(value).is_some(),
-            Form::LogFilter => tracing_subscriber::EnvFilter::try_new(value).is_ok(),
+            Form::LogFilter => is_log_filter(value),
         };
         if good { Ok(()) } else { Err(self.form()) }
     }
@@ -415,6 +415,17 @@ fn durability(text: &str) -> Option<Durability> {
     }
 }
 
+/// A word alone is a level here: to the library it may be a target as well, and a level with a typing error would let
+/// nothing through.
+fn is_log_filter(value: &str) -> bool {
+    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+    let is_word = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_alphanumeric());
+    let is_level = |part: &str| LEVELS.iter().any(|level| level.eq_ignore_ascii_case(part));
+    let mut parts = value.split(',').map(str::trim);
+    parts.all(|part| !is_word(part) || is_level(part) || part == "farside")
+        && tracing_subscriber::EnvFilter::try_new(value).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -439,6 +450,8 @@ mod tests {
             ("cpu_budget", "none", "0s"),
             ("retire_grace", "5s", "none"),
             ("notify", "mail -s done me", "a\0b"),
+            ("log", "INFO", "inof"),
+            ("log", "warn,farside::host=debug", "loud"),
         ] {
             let setting = Setting::find(key).unwrap();
             assert_eq!(setting.check(good), Ok(()), "{key} = {good}");

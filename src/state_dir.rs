@@ -16,6 +16,16 @@ mod past;
 mod process;
 mod retention;
 mod secure;
+fn write_aside(aside: &Path, json: &SessionJson) -> Result<(), StateError> {
+    ensure_private_dir(aside)?;
+    for folder in ["journal", "engine"] {
+        ensure_private_dir(&aside.join(folder))?;
+    }
+    let file = aside.join("session.json");
+    let text = serde_json::to_vec_pretty(json).expect("plain strings and numbers");
+    secure::write_private(&file, &text).map_err(StateError::io("write", &file))
+}
+
 #[cfg(test)]
 mod tests;
 
@@ -334,14 +344,13 @@ impl Sessions {
         ensure_private_dir(&self.state)?;
         let aside = self.state.join(format!(".new-{}", json.id));
         let root = self.state.join(&json.id);
-        ensure_private_dir(&aside)?;
-        for folder in ["journal", "engine"] {
-            ensure_private_dir(&aside.join(folder))?;
+        let written = write_aside(&aside, &json)
+            .and_then(|()| fs::rename(&aside, &root).map_err(StateError::io("create", &root)));
+        if written.is_err() {
+            // Nobody would find it, nor ever remove it. (The disk is full, most likely.)
+            let _ = fs::remove_dir_all(&aside);
         }
-        let file = aside.join("session.json");
-        let text = serde_json::to_vec_pretty(&json).expect("plain strings and numbers");
-        secure::write_private(&file, &text).map_err(StateError::io("write", &file))?;
-        fs::rename(&aside, &root).map_err(StateError::io("create", &root))?;
+        written?;
         let session = Session {
             dir: SessionDir {
                 root,

@@ -2,7 +2,7 @@
 
 use super::columns::{Column, column, fit};
 use super::readings::Reading;
-use super::render::{Field, Style, ago, field, or_dash, plain, session_tone, span, table};
+use super::render::{Field, Style, Tone, ago, field, or_dash, plain, session_tone, span, table};
 use super::top::view::{cpu, gpu, left, memory, unresponsive};
 use super::{Exit, Output};
 use crate::journal::record::Micros;
@@ -92,9 +92,10 @@ fn row(reading: &Reading, now: Micros) -> Vec<Field> {
     let status = reading.status.as_ref();
     let live = status.filter(|_| reading.is_live());
     let age = |time| span(time, now).unwrap_or_else(|| "0s".to_owned());
-    let state = match live.and_then(|status| status.unresponsive_since) {
-        Some(since) => unresponsive(since, now),
-        None => field(facts.state.name(), session_tone(facts.state)),
+    let state = match live.map(|status| (status.unresponsive_since, status.unkept_since)) {
+        Some((Some(since), _)) => unresponsive(since, now),
+        Some((None, Some(_))) => field(format!("{}, not kept", facts.state.name()), Tone::Bad),
+        Some((None, None)) | None => field(facts.state.name(), session_tone(facts.state)),
     };
     let ends_by = live.and_then(|status| status.ends_by.as_deref());
     vec![

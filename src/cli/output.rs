@@ -77,8 +77,19 @@ impl Output {
         } else {
             "error:"
         };
-        self.message(&format!("{label} {error:#}"));
+        self.message(&format!("{label} {}", with_causes(error)));
     }
+}
+
+/// An error and what it came of, where that is not in its own words already.
+fn with_causes(error: &anyhow::Error) -> String {
+    error
+        .chain()
+        .fold(String::new(), |said, cause| match cause.to_string() {
+            cause if said.is_empty() => cause,
+            cause if said.ends_with(&cause) => said,
+            cause => format!("{said}: {cause}"),
+        })
 }
 
 /// NO_COLOR (no-color.org): set and not empty means no colour. So does a terminal that cannot show it.

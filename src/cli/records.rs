@@ -58,7 +58,7 @@ impl RecordText {
                 execution,
                 message,
             } => self.output(record.time, *execution, message),
-            Body::Note(note) => match describe_note(note) {
+            Body::Note(note) => match describe_note(note, record.time) {
                 Some(text) => self.notice(Some(record.time), &text),
                 None => String::new(),
             },
@@ -144,12 +144,22 @@ fn describe_gap(gap: &Gap) -> String {
     }
 }
 
-/// What a reader of the outputs must know; `None` for what only farside itself needs.
-fn describe_note(note: &Note) -> Option<String> {
+/// What a reader of the outputs must know; `None` for what only farside itself needs. `time`: of its record.
+fn describe_note(note: &Note, time: Micros) -> Option<String> {
+    /// A loss is noticed some time after, and the lines that came meanwhile stand before its note.
+    const LATE: Micros = 500_000;
     Some(match note {
         Note::Gap { from, until, why } => {
             let secs = until.saturating_sub(*from) as f64 / 1e6;
-            format!("output of {secs:.1} s may be missing here: {why}")
+            match time.saturating_sub(*until) {
+                late @ LATE.. => {
+                    let late = late as f64 / 1e6;
+                    format!(
+                        "output of {secs:.1} s may be missing, {late:.1} s before this line: {why}"
+                    )
+                }
+                _ => format!("output of {secs:.1} s may be missing here: {why}"),
+            }
         }
         Note::EngineStarted { generation, .. } if *generation > 1 => {
             "a fresh engine starts here; variables are gone".to_owned()
@@ -408,6 +418,14 @@ mod tests {
             item(
                 5,
                 Body::Note(Note::Gap {
+                    from: 2_500_000,
+                    until: 5_000_000,
+                    why: why.clone(),
+                }),
+            ),
+            item(
+                6,
+                Body::Note(Note::Gap {
                     from: 0,
                     until: 2_500_000,
                     why,
@@ -428,6 +446,7 @@ mod tests {
             stream(9, 1, "e"),
         ];
         let expected = "ab\nc\n1md\n[farside: output of 2.5 s may be missing here: the host was killed]\n\
+                        [farside: output of 2.5 s may be missing, 3.5 s before this line: the host was killed]\n\
                         [farside: records 6 to 8 of the journal are missing here]\n\
                         [farside: record 6 of the journal is missing here]\n\
                         [farside: 7 damaged bytes in the journal here]\ne";

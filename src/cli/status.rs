@@ -51,6 +51,9 @@ struct All {
     ends_by: Option<String>,
     #[serde(with = "iso::option")]
     unresponsive_since: Option<Micros>,
+    /// `null`: all that is printed is kept.
+    #[serde(with = "iso::option")]
+    unkept_since: Option<Micros>,
     running: Option<u64>,
     #[serde(with = "iso::option")]
     busy_since: Option<Micros>,
@@ -84,6 +87,7 @@ impl All {
             engine_end: status.and_then(|status| status.engine_end.clone()),
             ends_by: live.and_then(|status| status.ends_by.clone()),
             unresponsive_since: live.and_then(|status| status.unresponsive_since),
+            unkept_since: live.and_then(|status| status.unkept_since),
             running: live.and_then(|status| status.running),
             busy_since: live.and_then(|status| status.busy_since),
             outputs: status.map_or(0, |status| status.outputs),
@@ -125,6 +129,13 @@ fn lines(all: &All, now: Micros) -> Vec<(&'static str, String)> {
     lines.push(("state", facts.state.name().to_owned()));
     if let Some(since) = all.unresponsive_since {
         let text = format!("its heartbeat has not answered for {}", for_long(since));
+        lines.push(("", text));
+    }
+    if let Some(since) = all.unkept_since {
+        let text = format!(
+            "what it prints has not been kept for {}: its journal cannot be written (host.log says why)",
+            for_long(since)
+        );
         lines.push(("", text));
     }
     if facts.state.is_live() {
@@ -224,6 +235,7 @@ mod tests {
             engine_end: None,
             ends_by: Some("lifetime".to_owned()),
             unresponsive_since: Some(NOW - 300 * SECOND),
+            unkept_since: None,
             running: Some(12),
             busy_since: Some(NOW - 400 * SECOND),
             outputs: 120,

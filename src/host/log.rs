@@ -152,6 +152,11 @@ impl Log {
         self.failing
     }
 
+    /// Since when what is appended is not kept, where it is not.
+    pub fn unkept_since(&self) -> Option<Micros> {
+        self.unkept_since.filter(|_| self.failing)
+    }
+
     /// For a reader.
     pub fn tail(&self) -> Tail {
         self.tail.clone()

@@ -142,7 +142,12 @@ fn run(
     inbox: Inbox<Input>,
     told: Arc<AtomicBool>,
 ) {
-    let mut index = open(&dir);
+    let mut kept = Kept {
+        index: None,
+        dir: dir.clone(),
+        failing: false,
+    };
+    kept.caught_up();
     let mut due: Option<Instant> = None;
     loop {
         let task = match due {
@@ -156,7 +161,7 @@ fn run(
             Ok(Task::Query(id, query, session)) => {
                 due = None;
                 told.store(false, Ordering::Release);
-                let answer = match catch_up(&mut index, &dir) {
+                let answer = match kept.caught_up() {
                     Some(index) => answer(index, &dir, &elsewhere, query, session),
                     None => {
                         Answer::Failed("the journal's index cannot be opened; see host.log".into())
@@ -169,72 +174,79 @@ fn run(
                 commit,
                 done,
             }) => {
-                let _ = done.send(replace(&mut index, &dir, prepared, commit));
+                let _ = done.send(kept.replace(prepared, commit));
             }
             Ok(Task::Hurry) | Err(RecvTimeoutError::Timeout) => {
                 due = None;
                 // Cleared first: what comes from now on is told anew.
                 told.store(false, Ordering::Release);
-                catch_up(&mut index, &dir);
+                kept.caught_up();
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    catch_up(&mut index, &dir);
+    kept.caught_up();
 }
 
-fn open(dir: &Path) -> Option<Index> {
-    Index::open(dir)
-        .inspect_err(|error| tracing::error!(%error, "the journal's index cannot be opened"))
-        .ok()
+/// The thread's index, as far as there is one.
+struct Kept {
+    index: Option<Index>,
+    dir: PathBuf,
+    /// It has been said that it cannot be kept up to date.
+    failing: bool,
 }
 
-fn catch_up<'a>(index: &'a mut Option<Index>, dir: &Path) -> Option<&'a mut Index> {
-    if index.is_none() {
-        *index = open(dir);
-    }
-    if let Some(open) = index
-        && let Err(error) = open.catch_up()
-    {
-        tracing::error!(%error, "the journal's index cannot be written; it will be rebuilt");
-        *index = None;
-    }
-    index.as_mut()
-}
-
-/// `false`: a reader has come to stand where it would be disturbed.
-fn replace(
-    index: &mut Option<Index>,
-    dir: &Path,
-    prepared: Prepared,
-    commit: Commit,
-) -> io::Result<bool> {
-    let mut done = None;
-    let commit = |prepared: &Prepared| match commit(prepared) {
-        Some(result) => {
-            done = Some(result.is_ok());
-            result
-        }
-        None => Err(io::ErrorKind::WouldBlock.into()),
-    };
-    let result = match catch_up(index, dir) {
-        Some(index) => index.replace(&prepared, commit),
-        // It will be made anew, from the files as they are then.
-        None => commit(&prepared).map_err(IndexError::from),
-    };
-    match (done, result) {
-        (None, _) => Ok(false),
-        (Some(true), result) => {
-            if let Err(error) = result {
-                tracing::error!(%error, "the journal's index is made anew");
-                *index = None;
+impl Kept {
+    /// The index, up to date; one that fails is dropped, and made anew.
+    fn caught_up(&mut self) -> Option<&mut Index> {
+        let index = match self.index.take() {
+            Some(index) => Ok(index),
+            None => Index::open(&self.dir),
+        };
+        match index.and_then(|mut index| index.catch_up().map(|_| index)) {
+            Ok(index) => {
+                self.failing = false;
+                Some(self.index.insert(index))
             }
-            prepared.clean().map(|()| true)
+            Err(error) => {
+                // Once: on a full disk it is tried again and again.
+                if !std::mem::replace(&mut self.failing, true) {
+                    tracing::error!(%error, "the journal's index cannot be written; it will be rebuilt");
+                }
+                None
+            }
         }
-        (Some(false), result) => Err(io::Error::other(result.err().map_or_else(
-            || "a compacted segment could not be put in its place".to_owned(),
-            |error| error.to_string(),
-        ))),
+    }
+
+    /// `false`: a reader has come to stand where it would be disturbed.
+    fn replace(&mut self, prepared: Prepared, commit: Commit) -> io::Result<bool> {
+        let mut done = None;
+        let commit = |prepared: &Prepared| match commit(prepared) {
+            Some(result) => {
+                done = Some(result.is_ok());
+                result
+            }
+            None => Err(io::ErrorKind::WouldBlock.into()),
+        };
+        let result = match self.caught_up() {
+            Some(index) => index.replace(&prepared, commit),
+            // It will be made anew, from the files as they are then.
+            None => commit(&prepared).map_err(IndexError::from),
+        };
+        match (done, result) {
+            (None, _) => Ok(false),
+            (Some(true), result) => {
+                if let Err(error) = result {
+                    tracing::error!(%error, "the journal's index is made anew");
+                    self.index = None;
+                }
+                prepared.clean().map(|()| true)
+            }
+            (Some(false), result) => Err(io::Error::other(result.err().map_or_else(
+                || "a compacted segment could not be put in its place".to_owned(),
+                |error| error.to_string(),
+            ))),
+        }
     }
 }
 

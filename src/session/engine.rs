@@ -320,10 +320,12 @@ impl Core {
             "{} messages of the engine never arrived: an engine drops what is not taken from it in time",
             loss.messages
         );
-        self.say_in_running(&format!(
-            "{why}. Output of this moment may be missing here."
-        ));
         let Loss { from, until, .. } = loss;
+        // It is known some time after.
+        let ago = self.clocks.wall.saturating_sub(from) as f64 / 1e6;
+        self.say_in_running(&format!(
+            "{why}. What is missing was printed about {ago:.1} s before this line."
+        ));
         self.note_vital(Note::Gap { from, until, why });
     }
 

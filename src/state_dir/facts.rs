@@ -1,8 +1,8 @@
 //! What is known of a session: its two JSON files, and the object of the contract that is derived from them.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +218,9 @@ pub struct Status {
     /// Since when the engine's heartbeat does not answer.
     #[serde(with = "iso::option", default)]
     pub unresponsive_since: Option<Micros>,
+    /// Since when the journal cannot be written, and so nothing is kept.
+    #[serde(with = "iso::option", default)]
+    pub unkept_since: Option<Micros>,
     /// How the last engine ended, where it has.
     #[serde(default)]
     pub engine_end: Option<String>,
@@ -253,6 +256,7 @@ impl Status {
             memory_peak_bytes: 0,
             gpu_memory_bytes: None,
             unresponsive_since: None,
+            unkept_since: None,
             engine_end: None,
             connection_file: None,
         }
@@ -265,9 +269,24 @@ impl Status {
     pub(super) fn write(&self, path: &Path) -> Result<(), StateError> {
         let aside = path.with_extension("json.new");
         let text = serde_json::to_vec(self).expect("plain strings and numbers");
-        secure::write_private(&aside, &text).map_err(StateError::io("write", &aside))?;
-        fs::rename(&aside, path).map_err(StateError::io("replace", path))
+        match secure::write_private(&aside, &text) {
+            Ok(()) => fs::rename(&aside, path).map_err(StateError::io("replace", path)),
+            // What people look at on a full disk must not be what was so before it was full.
+            Err(full) if is_full(&full) => {
+                let _ = fs::remove_file(&aside);
+                let in_place = secure::overwrite_within(path, text);
+                in_place.map_err(|_| StateError::io("write", &aside)(full))
+            }
+            Err(error) => Err(StateError::io("write", &aside)(error)),
+        }
     }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    )
 }
 
 /// A session as `--json` shows it: exactly these names, in this order.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write as _};
 use std::os::unix::fs::{
-    DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
+    DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _,
 };
 use std::path::Path;
 
@@ -90,6 +90,24 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
 /// Whether an existing folder is ours; its mode and links in its path do not matter.
 pub(super) fn is_own_dir(path: &Path) -> bool {
     fs::metadata(path).is_ok_and(|meta| meta.is_dir() && meta.uid() == effective_uid())
+}
+
+/// Writes over a file, with blanks up to its old end, where that takes no more of the disk. A reader may see the old text
+/// in part, for a moment.
+pub(super) fn overwrite_within(path: &Path, mut text: Vec<u8>) -> io::Result<()> {
+    /// Of [`fs::Metadata`], whatever the file system has.
+    const BLOCK_BYTES: u64 = 512;
+    let file = fs::OpenOptions::new()
+        .write(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    let meta = file.metadata()?;
+    if text.len() as u64 > meta.blocks() * BLOCK_BYTES {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
+    // It is at most the file's length, which is small.
+    text.resize(text.len().max(meta.len() as usize), b' ');
+    file.write_all_at(&text, 0)
 }
 
 /// Writes a file that only its owner can read, from its first moment.

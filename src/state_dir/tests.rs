@@ -698,3 +698,21 @@ fn who_reads_a_session_reads_on_when_it_is_removed() {
     open.read_to_end(&mut rest).unwrap();
     assert_eq!(rest, vec![7; 150_000]);
 }
+
+#[test]
+fn a_text_is_written_over_another_one_as_far_as_the_disk_has_room_for_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("status.json");
+    fs::write(&path, "0123456789").unwrap();
+    secure::overwrite_within(&path, b"abc".to_vec()).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"abc       ");
+    // A file has a block at least, and a longer text fits into it.
+    secure::overwrite_within(&path, vec![b'x'; 400]).unwrap();
+    assert_eq!(fs::read(&path).unwrap(), [b'x'; 400]);
+    let error = secure::overwrite_within(&path, vec![b'y'; 1 << 20]).unwrap_err();
+    assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+    assert_eq!(fs::read(&path).unwrap(), [b'x'; 400], "as it was");
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&path, &link).unwrap();
+    assert!(secure::overwrite_within(&link, b"z".to_vec()).is_err());
+}

@@ -50,7 +50,7 @@ fn all_outputs_in_their_order() {
     b
     still the first
     a thread's last words
-    [farside: output of 1.5 s may be missing here: the host was killed]
+    [farside: output of 1.5 s may be missing, 8.5 s before this line: the host was killed]
     after the gap
     [farside: the session ended: stopped]
     --- stderr
@@ -72,7 +72,7 @@ fn one_execution_with_what_it_left_behind() {
     exit 0
     --- stdout
     2026-01-31T12:00:06.000000Z b
-    2026-01-31T12:00:10.000000Z [farside: output of 1.5 s may be missing here: the host was killed]
+    2026-01-31T12:00:10.000000Z [farside: output of 1.5 s may be missing, 8.5 s before this line: the host was killed]
     2026-01-31T12:00:11.000000Z after the gap
     --- stderr
     ");

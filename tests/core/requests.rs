@@ -97,10 +97,7 @@ fn what_the_engines_other_threads_end_does_not_make_it_look_idle() {
     b.status(&run, "idle");
     b.status(&asked, "busy");
     b.status(&asked, "idle");
-    b.engine_replies(
-        &run,
-        json!({ "status": "ok", "execution_count": 1 }),
-    );
+    b.engine_replies(&run, json!({ "status": "ok", "execution_count": 1 }));
     let heard = b.heard(other);
     assert_eq!(
         heard,

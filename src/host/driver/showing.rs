@@ -33,6 +33,7 @@ pub(super) struct Shape {
     engine: Option<u32>,
     keeper: Option<u32>,
     extended: Micros,
+    unkept_since: Option<Micros>,
     bounds: [Option<Duration>; 4],
 }
 
@@ -71,6 +72,7 @@ impl Driver {
             engine: state.engine_pid,
             keeper: self.keeper_process.map(|keeper| keeper.pid),
             extended: state.lifetime.extended,
+            unkept_since: self.log.unkept_since(),
             bounds: [
                 limits.idle_timeout,
                 limits.idle_timeout_detached,
@@ -133,6 +135,7 @@ impl Driver {
             memory_peak_bytes: lifetime.used.peak_bytes.max(self.core.memory_bytes()),
             gpu_memory_bytes: self.core.gpu_memory_bytes(),
             unresponsive_since: lifetime.unresponsive_since,
+            unkept_since: self.log.unkept_since(),
             engine_end: state.engine_end.clone(),
             connection_file: self.connection_file.clone(),
         }
