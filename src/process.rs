@@ -13,9 +13,11 @@ use std::path::Path;
 use std::time::Duration;
 
 mod inotify;
+mod loopback;
 mod pidfd;
 
 pub use inotify::Deletions;
+pub use loopback::tcp_peer_uid;
 pub use pidfd::PidFd;
 
 fn no_such_process() -> io::Error {

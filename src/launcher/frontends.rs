@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::Shared;
 use super::subscriber;
+use crate::process;
 use crate::transport::{Incoming, Listener, Reader, Stream, Writer, handshake};
 use crate::wire::connection_file::{ConnectionFile, Endpoint, Socket, Transport};
 use crate::wire::zmtp::{Limits, SocketType};
@@ -31,6 +32,9 @@ const EARLY_REPLY: Duration = Duration::from_secs(3);
 
 /// Replies that wait so; of more, the oldest are dropped, as a ROUTER drops all of them.
 const EARLY_REPLIES_MAX: usize = 32;
+
+/// Root's processes are where nobody is kept out.
+const ROOT: u32 = 0;
 
 /// Where replies go: the connections by channel and identity.
 #[derive(Default)]
@@ -119,6 +123,9 @@ async fn accept(socket: Socket, listener: Listener, shared: Rc<Shared>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
+                Ok(stream) if is_strangers(&stream) => {
+                    tracing::warn!(?socket, "another user knocked at a port; refused");
+                }
                 Ok(stream) => {
                     connections.spawn_local(serve(socket, stream, shared.clone()));
                 }
@@ -130,6 +137,20 @@ async fn accept(socket: Socket, listener: Listener, shared: Rc<Shared>) {
             Some(_) = connections.join_next() => {}
         }
     }
+}
+
+/// Whether it is another user of this machine who connects. What is sent to a kernel is signed, but what it publishes anybody
+/// may subscribe to: so says Jupyter's protocol, and by loopback that is every user of the machine. (Unix sockets are
+/// their owner's alone.)
+fn is_strangers(stream: &Stream) -> bool {
+    let Stream::Tcp(stream) = stream else {
+        return false;
+    };
+    let (Ok(local), Ok(peer)) = (stream.local_addr(), stream.peer_addr()) else {
+        return false;
+    };
+    let uid = process::tcp_peer_uid(local, peer);
+    uid.is_some_and(|uid| uid != process::effective_uid() && uid != ROOT)
 }
 
 async fn serve(socket: Socket, stream: Stream, shared: Rc<Shared>) {

@@ -106,6 +106,31 @@ def test_another_user_opens_no_door(open_sandbox: Sandbox, umask: int) -> None:
 
 
 @as_root
+@pytest.mark.parametrize("address", ["127.0.0.1", "::ffff:127.0.0.1"])
+def test_another_user_is_not_heard_at_the_ports(sandbox: Sandbox, address: str) -> None:
+    """What a kernel publishes needs no key."""
+    launcher = sandbox.launch()
+    launcher.client()
+    # The sandbox has an address of its own; every one of 127.0.0.0/8 is this machine.
+    address = address.replace("127.0.0.1", launcher.connection["ip"])
+
+    def greeted(name: str) -> str:
+        with socket.create_connection((address, launcher.connection[f"{name}_port"]), timeout=10) as one:
+            one.sendall(b"\xff" + bytes(8) + b"\x7f" + bytes([3, 0]) + b"NULL".ljust(52, b"\0"))
+            return "greeted" if one.recv(1) else "closed"
+
+    def attempt(name: str) -> str:
+        try:
+            return greeted(name)
+        except ConnectionResetError:
+            return "closed"
+
+    for name in ("shell", "iopub", "stdin", "control", "hb"):
+        assert attempt(name) == "greeted", name
+        assert by_nobody(lambda name=name: attempt(name)) == "closed", name
+
+
+@as_root
 def test_every_file_is_the_users_alone_from_its_first_moment(open_sandbox: Sandbox) -> None:
     """A process that does nothing but look finds no file of farside's that others could open, whatever the umask."""
     sandbox = open_sandbox
