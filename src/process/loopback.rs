@@ -5,7 +5,7 @@ use std::io::BufReader;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// The user whose socket `peer` is, of a connection over loopback that has `local` at our end: as the system's tables of
-/// sockets have it (proc(5), /proc/net/tcp). `None`: over a network, or nobody can tell (another network namespace).
+/// sockets have it (proc(5), /proc/net/tcp). `None`: over a network, or nobody can tell (another namespace of networks or users).
 pub fn tcp_peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
     if !peer.ip().to_canonical().is_loopback() {
         return None;
@@ -21,6 +21,16 @@ pub fn tcp_peer_uid(local: SocketAddr, peer: SocketAddr) -> Option<u32> {
                 &in_table(local, mapped),
             )
         })
+        .filter(|&uid| uid != UNMAPPED || has_all_users())
+}
+
+/// Stands for every user that has no name in our user namespace (/proc/sys/kernel/overflowuid), beside its own one.
+const UNMAPPED: u32 = 65534;
+
+/// Whether our user namespace (user_namespaces(7)) names every user: a container's does not.
+fn has_all_users() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    map.split_ascii_whitespace().eq(["0", "0", "4294967295"])
 }
 
 /// That of the line with these two addresses.
