@@ -142,12 +142,7 @@ fn run(
     inbox: Inbox<Input>,
     told: Arc<AtomicBool>,
 ) {
-    let mut kept = Kept {
-        index: None,
-        dir: dir.clone(),
-        failing: false,
-    };
-    kept.caught_up();
+    let mut indexer = Indexer::open(dir.clone());
     let mut due: Option<Instant> = None;
     loop {
         let task = match due {
@@ -161,7 +156,7 @@ fn run(
             Ok(Task::Query(id, query, session)) => {
                 due = None;
                 told.store(false, Ordering::Release);
-                let answer = match kept.caught_up() {
+                let answer = match indexer.caught_up() {
                     Some(index) => answer(index, &dir, &elsewhere, query, session),
                     None => {
                         Answer::Failed("the journal's index cannot be opened; see host.log".into())
@@ -174,48 +169,59 @@ fn run(
                 commit,
                 done,
             }) => {
-                let _ = done.send(kept.replace(prepared, commit));
+                let _ = done.send(indexer.replace(prepared, commit));
             }
             Ok(Task::Hurry) | Err(RecvTimeoutError::Timeout) => {
                 due = None;
                 // Cleared first: what comes from now on is told anew.
                 told.store(false, Ordering::Release);
-                kept.caught_up();
+                indexer.caught_up();
             }
             Err(RecvTimeoutError::Disconnected) => break,
         }
     }
-    kept.caught_up();
+    indexer.caught_up();
 }
 
 /// The thread's index, as far as there is one.
-struct Kept {
+struct Indexer {
     index: Option<Index>,
     dir: PathBuf,
     /// It has been said that it cannot be kept up to date.
     failing: bool,
 }
 
-impl Kept {
+impl Indexer {
+    fn open(dir: PathBuf) -> Self {
+        let mut indexer = Self {
+            index: None,
+            dir,
+            failing: false,
+        };
+        indexer.index = indexer.noted(Index::open(&indexer.dir));
+        indexer
+    }
+
     /// The index, up to date; one that fails is dropped, and made anew.
     fn caught_up(&mut self) -> Option<&mut Index> {
         let index = match self.index.take() {
             Some(index) => Ok(index),
             None => Index::open(&self.dir),
         };
-        match index.and_then(|mut index| index.catch_up().map(|_| index)) {
-            Ok(index) => {
-                self.failing = false;
-                Some(self.index.insert(index))
-            }
-            Err(error) => {
-                // Once: on a full disk it is tried again and again.
-                if !std::mem::replace(&mut self.failing, true) {
-                    tracing::error!(%error, "the journal's index cannot be written; it will be rebuilt");
+        let index = self.noted(index.and_then(|mut index| index.catch_up().map(|_| index)))?;
+        Some(self.index.insert(index))
+    }
+
+    /// Says what has failed, once: on a full disk it is tried again and again.
+    fn noted(&mut self, result: Result<Index, IndexError>) -> Option<Index> {
+        let told = std::mem::replace(&mut self.failing, result.is_err());
+        result
+            .inspect_err(|error| {
+                if !told {
+                    tracing::error!(%error, "the journal's index cannot be opened or written; it will be rebuilt");
                 }
-                None
-            }
-        }
+            })
+            .ok()
     }
 
     /// `false`: a reader has come to stand where it would be disturbed.

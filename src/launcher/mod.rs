@@ -213,8 +213,9 @@ async fn serve(
     // Tasks of their own: what wakes the future that a runtime was given costs a look at the sockets each time, and
     // another one at all that it waits for.
     let running = succession::serve(shared.clone(), session, stream, receiver, wanted);
-    let mut running = tokio::task::spawn_local(running);
-    let mut serving = tokio::task::spawn_local(sockets.serve(shared.clone()));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn_local(running);
+    tasks.spawn_local(sockets.serve(shared.clone()));
     let mut terminate = signal(SignalKind::terminate())?;
     let mut hang_up = signal(SignalKind::hangup())?;
     let frontend_gone = async {
@@ -224,13 +225,11 @@ async fn serve(
         }
     };
     tokio::select! {
-        ended = &mut running => ended?,
-        ended = &mut serving => ended?,
+        Some(ended) = tasks.join_next() => ended?,
         () = shared.leaving.notified() => {
             let last_words = async {
                 tokio::select! {
-                    ended = &mut running => ended,
-                    ended = &mut serving => ended,
+                    Some(ended) = tasks.join_next() => ended,
                     () = shared.answered() => Ok(()),
                 }
             };
@@ -245,7 +244,6 @@ async fn serve(
     }
     // What is written goes out; a frontend that has gone is not waited for.
     tokio::time::sleep(LINGER).await;
-    serving.abort();
     Ok(())
 }
 

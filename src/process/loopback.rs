@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::BufReader;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 
 /// The user whose socket `peer` is, of a connection over loopback that has `local` at our end: as the system's tables of
 /// sockets have it (proc(5), /proc/net/tcp). `None`: over a network, or nobody can tell (another namespace of networks or users).
@@ -47,7 +47,7 @@ fn in_table(address: SocketAddr, mapped: bool) -> String {
     let bytes = match (address.ip().to_canonical(), mapped) {
         (IpAddr::V4(ip), false) => ip.octets().to_vec(),
         (IpAddr::V4(ip), true) => ip.to_ipv6_mapped().octets().to_vec(),
-        (IpAddr::V6(ip), _) => Ipv6Addr::octets(&ip).to_vec(),
+        (IpAddr::V6(ip), _) => ip.octets().to_vec(),
     };
     let words = bytes.chunks_exact(4).map(|word| {
         let number = word.try_into().map_or(0, u32::from_ne_bytes);

@@ -338,10 +338,8 @@ impl Core {
     ) {
         let attached = self.state.attachments.iter();
         let attached: Vec<_> = attached.filter(|one| one.n == n).cloned().collect();
-        let reply = match (self.state.live.get(&n), attached.is_empty()) {
-            (Some(execution), false) => execution.reply.clone(),
-            (Some(_), true) | (None, _) => None,
-        };
+        let execution = self.state.live.get(&n).filter(|_| !attached.is_empty());
+        let reply = execution.and_then(|execution| execution.reply.clone());
         self.notify_finished(n, state);
         self.execution_state(n, state, reason);
         let content = reply

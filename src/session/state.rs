@@ -463,7 +463,7 @@ impl State {
         match self.live.get_mut(&n) {
             Some(execution) => {
                 let content = text(&message.content);
-                if let Some(count) = execution_count(&content) {
+                if let Some(count) = execution_count(content.as_bytes()) {
                     self.execution_count = count;
                 }
                 execution.reply = Some(content);
@@ -523,7 +523,7 @@ impl State {
             }
             "execute_input" => {
                 if self.live.contains_key(&n)
-                    && let Some(count) = execution_count(&text(&message.content))
+                    && let Some(count) = execution_count(&message.content)
                 {
                     self.execution_count = count;
                 }
@@ -776,10 +776,12 @@ pub fn header_id(header: &str) -> String {
         .unwrap_or_default()
 }
 
-fn execution_count(content: &str) -> Option<i64> {
+fn execution_count(content: &[u8]) -> Option<i64> {
     #[derive(Deserialize)]
     struct Count {
         execution_count: Option<i64>,
     }
-    serde_json::from_str::<Count>(content).ok()?.execution_count
+    serde_json::from_slice::<Count>(content)
+        .ok()?
+        .execution_count
 }

@@ -62,6 +62,7 @@ try {
   const result = { seen };
   if (step === "start") {
     await until(async () => connected && (await status()) === "idle", "a kernel");
+    result.opened = await status();
     await run(0, argument);
     result.during = await status();
     result.output = await output(0);
@@ -76,6 +77,7 @@ try {
     console.log("the second cell is next");
     await run(1, argument);
     await until(async () => (await status()) === "idle", "an idle kernel after the attach");
+    result.after = await status();
     await done(1);
     result.output = await output(1);
   }

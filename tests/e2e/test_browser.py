@@ -53,7 +53,7 @@ def test_jupyterlab_comes_back_to_its_running_cell(sandbox: Sandbox) -> None:
 
     server = sandbox.server(lab=True)
     started = Page(sandbox, server, "start", "line 29").result()
-    assert started["during"] == "busy", started
+    assert (started["opened"], started["during"]) == ("idle", "busy"), started
     before = sandbox.session()
     server.stop(signal.SIGTERM)
     sandbox.wait_session(lambda s: not s["attached"] and s["state"] == "busy", "the session to be detached and busy")
@@ -65,6 +65,7 @@ def test_jupyterlab_comes_back_to_its_running_cell(sandbox: Sandbox) -> None:
     cell.open()
     shown = page.result()
     assert (shown["opened"], shown["beside"]) == ("busy", "busy"), shown
+    assert shown["after"] == "idle"
     assert shown["output"].startswith(cell.text.rstrip("\n")), shown
     assert shown["seen"] == []
     assert sandbox.session()["engine_pid"] == before["engine_pid"]
