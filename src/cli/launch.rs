@@ -28,8 +28,9 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
-    let settings = Config::load(&args.settings)?;
-    crate::logging::to_stderr(&settings.config.log);
+    // A bad one is told where it can be seen: in the notebook.
+    let log = Config::load_for_host(&args.settings)?.config.log;
+    crate::logging::to_stderr(&log);
     let file = launcher::read_connection_file(&args.connection_file)?;
     let named = args
         .session
@@ -40,9 +41,10 @@ pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
             .filter(|name| !name.is_empty())
             .or_else(|| file.jupyter_session.clone()),
         connection_file: std::path::absolute(&args.connection_file)?,
-        engine: crate::kernelspec::resolve(&args.engine, args.engine_spec.as_deref())?,
+        engine: args.engine.clone(),
+        engine_spec: args.engine_spec.clone(),
         cwd: std::env::current_dir()?,
-        settings: settings.given(),
+        settings: args.settings.clone(),
     };
     super::client::block_on(async { Ok(launcher::launch(file, wanted).await?) })?;
     Ok(Exit::Done)

@@ -4,26 +4,29 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::reach::{self, ReachError, Stream};
-use crate::kernelspec::EngineSpec;
+use crate::config::{Config, ConfigError, Flags};
+use crate::kernelspec::{self, EngineSpec, SpecError};
 use crate::link::Hello;
 use crate::state_dir::{NewSession, Session, Sessions, StateError, notebook_key};
 
 /// How long a launcher waits for others that are choosing their session.
 const CHOICE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What a launcher knows of the session it wants.
+/// What a launcher knows of the session it wants. What may be wrong with it is looked at each time one is chosen.
 #[derive(Debug, Clone)]
 pub struct Wanted {
     /// Name given by `--session` or FARSIDE_SESSION, else the connection file's `jupyter_session`.
     pub name: Option<String>,
     /// The launcher's connection file.
     pub connection_file: PathBuf,
-    /// The engine.
-    pub engine: EngineSpec,
+    /// The engine's kernelspec.
+    pub engine: String,
+    /// The same as `farside install` found it.
+    pub engine_spec: Option<PathBuf>,
     /// The launcher's working directory.
     pub cwd: PathBuf,
     /// Settings for a session that it starts.
-    pub settings: Vec<(String, String)>,
+    pub settings: Flags,
 }
 
 /// Why there is no session.
@@ -31,28 +34,33 @@ pub struct Wanted {
 #[allow(missing_docs)]
 pub enum ChoiceError {
     #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error(transparent)]
+    Engine(#[from] SpecError),
+    #[error(transparent)]
     State(#[from] StateError),
     #[error(transparent)]
     Reach(#[from] ReachError),
 }
 
+/// A session with a stream to its host, or why there is none.
+pub type Chosen = Result<(Session, Stream), ChoiceError>;
+
 /// Finds the living session that waits for this launcher, or starts a new one; and claims it. Launchers choose one
-/// after the other, so that two that race for one session end with one owner. `known`: the `header.session` that the
-/// launcher's frontends have seen, which a new session then goes on with.
-pub async fn choose(
-    wanted: &Wanted,
-    hello: &Hello,
-    known: Option<String>,
-) -> Result<(Session, Stream), ChoiceError> {
+/// after the other, so that two that race for one session end with one owner. Settings and an engine that cannot be used
+/// keep nobody from a session that lives. `known`: the `header.session` that the launcher's frontends have seen, which a new session then goes on with.
+pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Chosen {
     let sessions = Sessions::open()?;
     let guard = sessions.lock_creation(CHOICE_TIMEOUT)?;
+    let engine = kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref());
+    let name = (engine.as_ref()).map_or(&wanted.engine, |engine| &engine.name);
     let key = wanted
         .name
         .as_deref()
         .map(|name| notebook_key(name, &wanted.cwd));
     let candidates = match &key {
-        Some(key) => sessions.of_key(key, &wanted.engine.name)?,
-        None => with_connection_file(&sessions, &wanted.connection_file, &wanted.engine.name)?,
+        Some(key) => sessions.of_key(key, name)?,
+        None => with_connection_file(&sessions, &wanted.connection_file, name)?,
     };
     let (live, over): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Session::is_live);
     for session in live {
@@ -62,15 +70,14 @@ pub async fn choose(
             Err(error) => tracing::info!(%error, "not this session"),
         }
     }
-    let env = wanted
-        .engine
-        .environment_under_frontend(|name| std::env::var(name).ok());
+    let (engine, settings) = (engine?, Config::load(&wanted.settings)?.given());
+    let env = engine.environment_under_frontend(|name| std::env::var(name).ok());
     let new = NewSession {
         key,
-        settings: wanted.settings.clone(),
+        settings,
         predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
         header_session: known,
-        ..new_session(&wanted.engine, env, &wanted.cwd)
+        ..new_session(&engine, env, &wanted.cwd)
     };
     let session = sessions.create(&guard, new)?;
     let stream = reach::open(&session, hello).await?;

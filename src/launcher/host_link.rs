@@ -23,6 +23,13 @@ pub struct Outgoing {
     pub share: Share,
 }
 
+impl Outgoing {
+    /// Whether a person wants something done.
+    pub fn is_execution(&self) -> bool {
+        (self.message.header()).is_ok_and(|header| header.msg_type == "execute_request")
+    }
+}
+
 /// What a request holds while it is on its way.
 pub struct Share {
     pub(super) _room: OwnedSemaphorePermit,

@@ -3,7 +3,8 @@
 //!
 //! Owns: the five sockets of the connection file (`frontends`, `subscriber`), signatures, the choice of the session
 //! ([`choice`]), the link to its host (`host_link`, [`reach`]), the rule when leaving means detaching ([`leaving`]),
-//! what comes after a session that retired (`succession`), and early answers to kernel_info (`kernel_info`). Refuses to
+//! what comes after a session that retired (`succession`), what is said where there is none (`unable`), and early answers
+//! to kernel_info (`kernel_info`). Refuses to
 //! know what a message means, but for shutdown, interrupt and kernel_info requests.
 
 mod ahead;
@@ -16,6 +17,7 @@ mod presence;
 pub mod reach;
 mod subscriber;
 mod succession;
+mod unable;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -28,14 +30,13 @@ use bytes::Bytes;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Notify, Semaphore, mpsc, watch};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc, watch};
 
-use self::choice::{ChoiceError, Wanted, choose};
+use self::choice::{ChoiceError, Chosen, Wanted, choose};
 use self::frontends::{Peers, Sockets};
 use self::host_link::{Outgoing, Share};
 use self::kernel_info::KernelInfo;
 use self::leaving::{Frontend, Meaning};
-use self::reach::Stream;
 use self::succession::Served;
 use crate::journal::record::ClientId;
 use crate::link::{Hello, VERSION};
@@ -92,9 +93,12 @@ pub enum LaunchError {
 
 /// What the parts of a launcher share.
 pub(crate) struct Shared {
-    served: watch::Sender<Served>,
+    /// `None`: there has been no session yet.
+    served: watch::Sender<Option<Served>>,
+    /// To subscribers, while there is no session.
+    own_words: broadcast::Sender<Message>,
     hello: Hello,
-    /// `header.session` of the session that is served, or was.
+    /// `header.session` of the session that is served, or was, or will be.
     session_id: RefCell<String>,
     key: Key,
     peers: RefCell<Peers>,
@@ -113,7 +117,7 @@ pub(crate) struct Shared {
 enum Stage {
     /// Serving.
     Serving,
-    /// The session has retired. The next request gets another one.
+    /// There is no session, for it has retired or there could be none. The next request gets one.
     Dormant,
     /// The frontend leaves, and has its answer; the session, if there is one, lives on.
     Detaching,
@@ -131,7 +135,7 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
         connection_file: Some(wanted.connection_file.to_string_lossy().into_owned()),
         ..hello("launcher")
     };
-    let (session, stream) = choose(&wanted, &hello, None).await?;
+    let chosen = choose(&wanted, &hello, None).await;
     tokio::task::spawn_local(crate::process::settle());
     let mut interrupt = signal(SignalKind::interrupt())?;
     let until = async move {
@@ -140,8 +144,7 @@ pub async fn launch(file: ConnectionFile, wanted: Wanted) -> Result<(), LaunchEr
     serve(
         sockets,
         file.key(),
-        session,
-        stream,
+        chosen,
         hello,
         Some((frontend, wanted)),
         until,
@@ -163,7 +166,15 @@ pub async fn connect<F: Future<Output = ()>>(
         .map_err(ChoiceError::from)?;
     let (sockets, file) = Sockets::bind_free().await?;
     let until = ready(&file)?;
-    serve(sockets, file.key(), session, stream, hello, None, until).await
+    serve(
+        sockets,
+        file.key(),
+        Ok((session, stream)),
+        hello,
+        None,
+        until,
+    )
+    .await
 }
 
 /// A client's first word, for replies only and without a claim.
@@ -185,8 +196,7 @@ pub fn hello(kind: &str) -> Hello {
 async fn serve(
     sockets: Sockets,
     key: Key,
-    session: Session,
-    stream: Stream,
+    chosen: Chosen,
     hello: Hello,
     started_by: Option<(Frontend, Wanted)>,
     until: impl Future<Output = ()>,
@@ -194,8 +204,9 @@ async fn serve(
     let (requests, receiver) = mpsc::unbounded_channel();
     let (frontend, wanted) = started_by.unzip();
     let shared = Rc::new(Shared {
-        served: watch::Sender::new(Served::first(&session, &stream)),
-        session_id: RefCell::new(stream.welcome.session_id.clone()),
+        served: watch::Sender::default(),
+        own_words: broadcast::Sender::new(unable::WORDS_MAX),
+        session_id: RefCell::new(uuid::Uuid::new_v4().to_string()),
         hello,
         key,
         peers: RefCell::default(),
@@ -212,7 +223,7 @@ async fn serve(
     });
     // Tasks of their own: what wakes the future that a runtime was given costs a look at the sockets each time, and
     // another one at all that it waits for.
-    let running = succession::serve(shared.clone(), session, stream, receiver, wanted);
+    let running = succession::serve(shared.clone(), chosen, receiver, wanted);
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn_local(running);
     tasks.spawn_local(sockets.serve(shared.clone()));
@@ -310,6 +321,12 @@ impl Shared {
         msg_type: &str,
         content: impl Into<Bytes>,
     ) {
+        let mut reply = self.own_message(&request.header, msg_type, content);
+        reply.identities.clone_from(&request.identities);
+        self.peers.borrow_mut().deliver(channel, reply);
+    }
+
+    fn own_message(&self, parent: &Bytes, msg_type: &str, content: impl Into<Bytes>) -> Message {
         let msg_id = uuid::Uuid::new_v4().to_string();
         let header = HeaderFields {
             msg_id: &msg_id,
@@ -318,9 +335,7 @@ impl Shared {
             username: "farside",
             date: crate::state_dir::now(),
         };
-        let mut reply = Message::with_content(&header, &request.header, content.into());
-        reply.identities.clone_from(&request.identities);
-        self.peers.borrow_mut().deliver(channel, reply);
+        Message::with_content(&header, parent, content.into())
     }
 
     fn on_reply(&self, channel: Channel, message: Message) {

@@ -5,6 +5,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use serde_json::json;
+use tokio::sync::broadcast::{self, error::RecvError};
 use tokio::sync::watch;
 
 use super::Shared;
@@ -24,8 +25,12 @@ const WRITE_BYTES: usize = 256 << 10;
 
 struct Subscriber {
     shared: Rc<Shared>,
-    sessions: watch::Receiver<Served>,
+    sessions: watch::Receiver<Option<Served>>,
+    /// What the launcher itself says while there is no session.
+    words: broadcast::Receiver<Message>,
     hello: Hello,
+    /// The session that it hears, or heard last.
+    served: Option<Served>,
     topics: Vec<Bytes>,
     place: Resume,
 }
@@ -48,13 +53,15 @@ pub(super) async fn serve(shared: Rc<Shared>, mut reader: Reader, mut writer: Wr
     };
     let mut subscriber = Subscriber {
         sessions: shared.served.subscribe(),
+        words: shared.own_words.subscribe(),
         shared,
         hello,
+        served: None,
         topics: Vec::new(),
         place: Resume::default(),
     };
-    let mut served = subscriber.sessions.borrow_and_update().clone();
-    let Ok(mut stream) = subscriber.open(&served, None).await else {
+    subscriber.served = subscriber.sessions.borrow_and_update().clone();
+    let Ok(mut stream) = subscriber.open(None).await else {
         return;
     };
     if let Some(stream) = &stream {
@@ -74,21 +81,21 @@ pub(super) async fn serve(shared: Rc<Shared>, mut reader: Reader, mut writer: Wr
                 Follow::SessionEnded => Ok(None),
                 Follow::LinkBroke => {
                     let place = subscriber.place.clone();
-                    subscriber.open(&served, Some(place)).await
+                    subscriber.open(Some(place)).await
                 }
             },
             None => {
-                let next = subscriber.next_session(served.number, &mut reader, &mut writer);
-                let Some(next) = next.await else { return };
-                served = next;
+                let next = subscriber.next_session(&mut reader, &mut writer);
+                let Some(served) = next.await else { return };
                 // All that it says: the launcher has asked nothing of it before.
                 subscriber.place = Resume {
                     seq: served.since,
                     part: u32::MAX,
                     mirrors: Vec::new(),
                 };
+                subscriber.served = Some(served);
                 let place = subscriber.place.clone();
-                subscriber.open(&served, Some(place)).await
+                subscriber.open(Some(place)).await
             }
         };
         let Ok(opened) = opened else { return };
@@ -103,12 +110,11 @@ enum Follow {
 }
 
 impl Subscriber {
-    /// `None`: the session has ended. Nothing of it will come; maybe another one does.
-    async fn open(
-        &self,
-        served: &Served,
-        resume: Option<Resume>,
-    ) -> Result<Option<Stream>, ReachError> {
+    /// `None`: the session has ended. Nothing of it will come; maybe another one does. The same where there is none.
+    async fn open(&self, resume: Option<Resume>) -> Result<Option<Stream>, ReachError> {
+        let Some(served) = &self.served else {
+            return Ok(None);
+        };
         let hello = Hello {
             resume,
             ..self.hello.clone()
@@ -123,20 +129,22 @@ impl Subscriber {
         }
     }
 
-    /// Waits for the session after this one. `None`: the subscriber has left.
-    async fn next_session(
-        &mut self,
-        number: u32,
-        reader: &mut Reader,
-        writer: &mut Writer,
-    ) -> Option<Served> {
+    /// Waits for the session after this one, and says what the launcher says meanwhile. `None`: the subscriber has left.
+    async fn next_session(&mut self, reader: &mut Reader, writer: &mut Writer) -> Option<Served> {
+        let known = self.served.as_ref().map_or(0, |served| served.number);
+        let mut sessions = self.sessions.clone();
         loop {
-            let mut sessions = self.sessions.clone();
             tokio::select! {
-                served = sessions.wait_for(|served| served.number > number) => match served {
-                    Ok(served) => return Some(served.clone()),
-                    Err(_) => return None,
+                biased;
+                word = self.words.recv() => match word {
+                    Ok(word) if !self.has_topic_of(&word) => {}
+                    Ok(word) => writer.send(&frame::encode(&word, &self.shared.key)).await.ok()?,
+                    Err(RecvError::Lagged(_)) => {}
+                    Err(RecvError::Closed) => return None,
                 },
+                served = sessions.wait_for(|served| served.as_ref().is_some_and(|served| served.number > known)) => {
+                    return served.ok()?.clone();
+                }
                 incoming = reader.recv() => {
                     if !self.on_incoming(incoming, writer).await {
                         return None;
@@ -238,17 +246,19 @@ impl Subscriber {
     }
 
     fn send(&self, message: &Message, ahead: &mut Ahead, writer: &mut Writer) {
+        if self.has_topic_of(message) {
+            writer.enqueue(&frame::encode_signed(message, ahead.sign(message)));
+        }
+    }
+
+    fn has_topic_of(&self, message: &Message) -> bool {
         let topic: &[u8] = message
             .identities
             .first()
             .map_or(frame::DELIMITER, |topic| topic);
-        if self
-            .topics
+        self.topics
             .iter()
             .any(|subscribed| topic.starts_with(subscribed))
-        {
-            writer.enqueue(&frame::encode_signed(message, ahead.sign(message)));
-        }
     }
 
     /// JEP 65: each subscription is welcomed, on its own topic, once what is published reaches the subscriber.

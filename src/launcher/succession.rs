@@ -3,14 +3,15 @@
 //! A session that retired by itself (idle, lifetime, budget) takes its host and engine with it, but not the launcher:
 //! a frontend takes the end of its kernel process for a crash, and a Jupyter Server would start the kernel anew, for
 //! nobody. The same where a session of a Jupyter Server was stopped by somebody else. So the launcher sleeps: connections stay, the heartbeat echoes, nothing else runs. The next request wakes
-//! it, and gets a session as a launcher's start does. All other ends of a session are the launcher's end too.
+//! it, and gets a session as a launcher's start does. Where there can be none it sleeps on, and the request hears why
+//! (`unable`). All other ends of a session are the launcher's end too.
 
 use std::rc::Rc;
 
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::choice::{Wanted, choose};
+use super::choice::{Chosen, Wanted, choose};
 use super::host_link::{Heard, HostLink, LinkEnd, Outgoing};
 use super::leaving::Frontend;
 use super::presence::Presence;
@@ -35,96 +36,92 @@ pub(super) struct Served {
     pub since: u64,
 }
 
-impl Served {
-    /// The one that the launcher begins with.
-    pub fn first(session: &Session, stream: &Stream) -> Self {
-        Self {
-            number: 1,
-            session: Rc::new(session.clone()),
-            since: stream.welcome.seq,
-        }
-    }
-}
+impl Served {}
 
 /// Serves the session, and those that come after it. Returns when the launcher has nothing more to do.
 pub(super) async fn serve(
     shared: Rc<Shared>,
-    mut session: Session,
-    mut stream: Stream,
+    mut chosen: Chosen,
     mut requests: mpsc::UnboundedReceiver<Outgoing>,
     wanted: Option<Wanted>,
 ) {
     let mut waiting = Vec::new();
     loop {
-        let link = HostLink::new(Rc::new(session), shared.hello.clone(), &stream);
-        let hear = |heard| match heard {
-            Heard::Reply(channel, message) => shared.on_reply(channel, message),
-            Heard::KernelInfo(content) => shared.kernel_info.learn(content),
-        };
-        let presence = Presence::new(&shared.peers);
-        let served = link.run(stream, waiting, &mut requests, presence, hear);
-        let (reason, unsent) = match served.await {
-            LinkEnd::Ended { reason, unsent } => (reason, unsent),
-            LinkEnd::Lost(error) => {
-                tracing::error!(%error, "the session is out of reach");
-                return;
+        let why = match chosen {
+            Ok((session, stream)) => {
+                shared.now_serves(&session, &stream);
+                let link = HostLink::new(Rc::new(session), shared.hello.clone(), &stream);
+                let hear = |heard| match heard {
+                    Heard::Reply(channel, message) => shared.on_reply(channel, message),
+                    Heard::KernelInfo(content) => shared.kernel_info.learn(content),
+                };
+                let presence = Presence::new(&shared.peers);
+                let served = link.run(stream, waiting, &mut requests, presence, hear);
+                let (reason, unsent) = match served.await {
+                    LinkEnd::Ended { reason, unsent } => (reason, unsent),
+                    LinkEnd::Lost(error) => {
+                        tracing::error!(%error, "the session is out of reach");
+                        return;
+                    }
+                };
+                tracing::info!(reason, "the session has ended");
+                if !shared.sleeps_after(&reason) || shared.stage.get() != Stage::Serving {
+                    return;
+                }
+                waiting = unsent;
+                None
+            }
+            Err(error) => {
+                tracing::error!(%error, "there can be no session; requests hear why");
+                let why = error.to_string();
+                let meanwhile = std::iter::from_fn(|| requests.try_recv().ok());
+                for request in std::mem::take(&mut waiting).into_iter().chain(meanwhile) {
+                    if shared.is_for_a_session(&request) {
+                        shared.answer_unable(&request, &why);
+                    }
+                }
+                Some(why)
             }
         };
-        tracing::info!(reason, "the session has ended");
-        let Some(wanted) = wanted
-            .as_ref()
-            .filter(|_| shared.sleeps_after(&reason) && shared.stage.get() == Stage::Serving)
-        else {
-            return;
-        };
-        shared.stage.set(Stage::Dormant);
-        waiting = called(&shared, unsent, &mut requests).await;
+        let Some(wanted) = &wanted else { return };
+        if shared.stage.get() != Stage::Detaching {
+            shared.stage.set(Stage::Dormant);
+        }
+        waiting = called(&shared, waiting, &mut requests, why.as_deref()).await;
         tracing::info!("a request wakes the launcher: it gets a session");
         // From here on a shutdown_request is for the session to come.
         shared.stage.set(Stage::Serving);
         let known = shared.session_id.borrow().clone();
-        (session, stream) = match choose(wanted, &shared.hello, Some(known)).await {
-            Ok(chosen) => chosen,
-            Err(error) => {
-                tracing::error!(%error, "no session for the request that came; the launcher ends");
-                return;
-            }
-        };
-        shared.now_serves(&session, &stream);
+        chosen = choose(wanted, &shared.hello, Some(known)).await;
     }
 }
 
-/// Waits for a request that is worth a new session; gives all that have come by then.
+/// Waits for a request that is worth a session; gives all that have come by then. `why`: the last one was in vain, so
+/// nothing less than an execution is.
 async fn called(
     shared: &Shared,
     unsent: Vec<Outgoing>,
     requests: &mut mpsc::UnboundedReceiver<Outgoing>,
+    why: Option<&str>,
 ) -> Vec<Outgoing> {
-    let mut waiting: Vec<Outgoing> = unsent
-        .into_iter()
-        .filter(|request| wakes(shared, request))
-        .collect();
+    let wakes = |request: &Outgoing| match why {
+        _ if !shared.is_for_a_session(request) => false,
+        Some(why) if !request.is_execution() => {
+            shared.answer_unable(request, why);
+            false
+        }
+        _ => true,
+    };
+    let mut waiting: Vec<Outgoing> = unsent.into_iter().filter(wakes).collect();
     while waiting.is_empty() {
         match requests.recv().await {
-            Some(request) if wakes(shared, &request) => waiting.push(request),
+            Some(request) if wakes(&request) => waiting.push(request),
             Some(_) => {}
             // The sockets are gone.
             None => std::future::pending().await,
         }
     }
     waiting
-}
-
-/// Comm messages and answers to prompts are for an engine that is gone.
-fn wakes(shared: &Shared, request: &Outgoing) -> bool {
-    let Outgoing {
-        channel, message, ..
-    } = request;
-    *channel != Channel::Stdin
-        && !shared.answers_asleep(*channel, message)
-        && message
-            .header()
-            .is_ok_and(|header| header.msg_type.ends_with("_request"))
 }
 
 fn retired_by_itself(reason: &str) -> bool {
@@ -148,11 +145,24 @@ impl Shared {
     fn now_serves(&self, session: &Session, stream: &Stream) {
         self.session_id.replace(stream.welcome.session_id.clone());
         self.served.send_modify(|served| {
-            *served = Served {
-                number: served.number + 1,
-                ..Served::first(session, stream)
-            };
+            *served = Some(Served {
+                number: served.as_ref().map_or(0, |served| served.number) + 1,
+                session: Rc::new(session.clone()),
+                since: stream.welcome.seq,
+            });
         });
+    }
+
+    /// Answers what none is needed for. Comm messages and answers to prompts are for an engine that is gone.
+    fn is_for_a_session(&self, request: &Outgoing) -> bool {
+        let Outgoing {
+            channel, message, ..
+        } = request;
+        *channel != Channel::Stdin
+            && !self.answers_asleep(*channel, message)
+            && message
+                .header()
+                .is_ok_and(|header| header.msg_type.ends_with("_request"))
     }
 
     /// Answers what no session is needed for. `true`: that was it.

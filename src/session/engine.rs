@@ -540,7 +540,7 @@ impl Core {
 }
 
 /// Content of a reply that says what went wrong.
-pub(super) fn error_content(ename: &str, evalue: &str) -> Value {
+pub(crate) fn error_content(ename: &str, evalue: &str) -> Value {
     json!({ "status": "error", "ename": ename, "evalue": evalue, "traceback": [format!("{ename}: {evalue}")],
         "execution_count": 0, "payload": [], "user_expressions": {} })
 }

@@ -26,3 +26,5 @@ pub mod turn;
 pub mod usage;
 pub mod view;
 mod waiting;
+
+pub(crate) use engine::error_content;
