@@ -259,16 +259,17 @@ impl Worker {
         self.compact(Wanted::Over, whole)?;
         // One that takes most of it alone is not spared at the cost of all others.
         let bytes_min = self.level() / 2;
-        self.compact(Wanted::Running { bytes_min }, whole)?;
+        self.compact(Wanted::GoingOn { bytes_min }, whole)?;
         if self.waits_for.is_some() {
             // Less is not kept of anything for as long as there is more to gain when they come on.
             return Ok(());
         }
+        self.compact(Wanted::Unowned, whole)?;
         for divisor in less {
             self.compact(Wanted::Over, divisor)?;
         }
         for divisor in DIVISORS {
-            self.compact(Wanted::Running { bytes_min: 0 }, divisor)?;
+            self.compact(Wanted::GoingOn { bytes_min: 0 }, divisor)?;
         }
         Ok(())
     }

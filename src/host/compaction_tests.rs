@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use proptest::prelude::*;
 use serde_json::json;
 
+use super::plan::UNOWNED;
 use super::*;
 use crate::host::log::Log;
 use crate::journal::record::{Body, ExecutionState, Note, Record};
@@ -351,7 +352,7 @@ proptest! {
             worker.step_bytes = |_, _| 2 * SEGMENT_BYTES;
         }
         worker.compact(Wanted::Over, 1).unwrap();
-        worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+        worker.compact(Wanted::GoingOn { bytes_min: 0 }, 1).unwrap();
         let now = read(dir.path());
         prop_assert!(segments::total_bytes(dir.path()).unwrap() <= bytes);
         prop_assert_eq!(others(&now), others(&records));
@@ -360,7 +361,7 @@ proptest! {
         // Further rounds have nothing to do, but for what is in one segment now and was in several.
         let round = |worker: &mut Worker| {
             worker.compact(Wanted::Over, 1).unwrap();
-            worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+            worker.compact(Wanted::GoingOn { bytes_min: 0 }, 1).unwrap();
             read(dir.path())
         };
         let second = round(&mut worker);
@@ -442,7 +443,7 @@ proptest! {
         loop {
             if next >= stop_at && !compacted {
                 worker.compact(Wanted::Over, 1).unwrap();
-                worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+                worker.compact(Wanted::GoingOn { bytes_min: 0 }, 1).unwrap();
                 compacted = true;
             }
             let items = reader.next_batch(1).unwrap();
@@ -497,7 +498,7 @@ proptest! {
                 worker.done.clear();
                 worker.survey = Survey::new(dir.path());
             }
-            let wanted = if over { Wanted::Over } else { Wanted::Running { bytes_min: 0 } };
+            let wanted = if over { Wanted::Over } else { Wanted::GoingOn { bytes_min: 0 } };
             worker.compact(wanted, DIVISORS[divisor]).unwrap();
             let mut anew = Survey::new(dir.path());
             anew.update(&worker.stop).unwrap();
@@ -536,7 +537,7 @@ proptest! {
         }
         let before = read_whole(dir.path());
         worker.compact(Wanted::Over, 1).unwrap();
-        worker.compact(Wanted::Running { bytes_min: 0 }, 1).unwrap();
+        worker.compact(Wanted::GoingOn { bytes_min: 0 }, 1).unwrap();
         let now = read_whole(dir.path());
         prop_assert_eq!(others(&now), others(&before));
         prop_assert_eq!(shown(&now), shown(&before));
@@ -635,7 +636,7 @@ fn a_long_one_makes_room_from_the_first_step_on() {
     // To head and tail of 32 kB together.
     worker
         .compact(
-            Wanted::Running {
+            Wanted::GoingOn {
                 bytes_min: 5_000_000,
             },
             64,
@@ -658,7 +659,7 @@ fn a_long_one_makes_room_from_the_first_step_on() {
     assert!(all.contains("1-0xx") && all.contains("6-999xx") && !all.contains("3-500xx"));
     // A second time there is nothing to do.
     worker
-        .compact(Wanted::Running { bytes_min: 0 }, 64)
+        .compact(Wanted::GoingOn { bytes_min: 0 }, 64)
         .unwrap();
     assert_eq!(read(dir.path()), now);
 }
@@ -815,7 +816,7 @@ fn numbers_before_the_first_output_are_no_room() {
     let mut writer = write(dir.path(), &records[..first]);
     let (index, replace) = with_index(dir.path());
     let mut worker = worker(dir.path(), 1, replace);
-    let running = Wanted::Running { bytes_min: 0 };
+    let running = Wanted::GoingOn { bytes_min: 0 };
     worker.compact(running, 1).unwrap();
     assert!(shown(&read(dir.path()))[&2].is_empty());
     for batch in records[first..].chunks(20) {
@@ -945,4 +946,49 @@ fn a_digest_of_what_is_compacted_goes() {
     assert!(!late.any(|item| matches!(&item, Item::Record(record, _) if matches!(&record.body, Body::Iopub { message, .. } if !segment::is_frame(message)))));
     assert!(digest::read(dir.path(), 1).is_none());
     assert!(digest::read(dir.path(), 2).is_some());
+}
+
+/// A journal of an execution that is over and one that runs, and behind them much that came of `n`; how much there is
+/// when it is compacted to a tenth.
+fn flood_behind(n: u64) -> (u64, u64, Vec<Record>) {
+    let dir = tempfile::tempdir().unwrap();
+    let mut records = session(&[prints(2, 10), Write::Next]);
+    let first = records.last().unwrap().seq + 1;
+    for seq in first..first + 2000 {
+        let text = format!("{seq}{}\n", "x".repeat(1000));
+        let content = json!({ "name": "stdout", "text": text });
+        records.push(match seq % 500 {
+            0 => checkpoint(seq),
+            _ => output(seq, n, "stream", content),
+        });
+    }
+    drop(write(dir.path(), &records));
+    let before = segments::total_bytes(dir.path()).unwrap();
+    let (_, replace) = with_index(dir.path());
+    let mut worker = worker(dir.path(), before / 10, replace);
+    worker.look().unwrap();
+    let after = segments::total_bytes(dir.path()).unwrap();
+    (before, after, read(dir.path()))
+}
+
+#[test]
+fn a_thread_that_goes_on_when_its_cell_is_over_is_bounded_as_a_running_cell() {
+    let (before, after, now) = flood_behind(1);
+    assert!(after < before / 2, "{before} bytes, and then {after}");
+    let all = said(&now, Some(1));
+    assert!(all.contains("journal_bytes_max") && all.contains("1999xx"));
+}
+
+#[test]
+fn of_what_belongs_to_no_execution_the_oldest_goes() {
+    let (before, after, now) = flood_behind(UNOWNED);
+    // What comes behind the last checkpoint is a fourth of it.
+    assert!(after < before / 2, "{before} bytes, and then {after}");
+    let all = said(&now, Some(UNOWNED));
+    assert!(!all.contains("\"100xx") && all.contains("1999xx"));
+    // It is not taken for lost, and all else is there.
+    assert!(said(&now, Some(1)).contains("1-1xx"));
+    let last_checkpoint =
+        |record: &&Record| matches!(record.body, Body::Note(Note::Checkpoint { .. }));
+    assert_eq!(now.iter().rfind(last_checkpoint).unwrap().seq, 2000);
 }

@@ -344,7 +344,8 @@ pub enum Note {
         /// Whether.
         on: bool,
     },
-    /// Records were taken out to save room (`journal_bytes_max`): outputs of execution `n`, or old checkpoints (`n` 0).
+    /// Records were taken out to save room (`journal_bytes_max`): outputs of execution `n`, or old checkpoints and what belongs to
+    /// no execution (`n` 0).
     /// They had the numbers from this record's own to `until`. What they showed, the execution's records that stayed show.
     Compacted {
         /// Whose.

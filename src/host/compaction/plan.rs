@@ -18,13 +18,18 @@ const UNTOUCHED: usize = 2;
 /// An execution with less output than this is not worth the trouble: a request and a reply have as much.
 const WORTH_BYTES: u64 = 4 << 10;
 
-/// Which executions' outputs.
+/// What records of no execution have in its place.
+pub(super) const UNOWNED: ExecutionNumber = 0;
+
+/// Whose outputs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Wanted {
-    /// Of those that are over.
+    /// Of executions that are over, and have nothing in the segments that are left alone.
     Over,
-    /// Of those that are not, and have at least so many bytes of outputs.
-    Running { bytes_min: u64 },
+    /// Of all others (they run, or threads of theirs do, or they have just ended) with at least so many bytes of outputs.
+    GoingOn { bytes_min: u64 },
+    /// Of none: what widgets, completions and magics have said. No replay shows it. Requests and replies are part of it.
+    Unowned,
 }
 
 /// What is to be done.
@@ -204,6 +209,11 @@ impl Survey {
                     part.bytes += found.position.length;
                     part.last_seq = head.seq;
                 }
+                Kind::Iopub | Kind::Request | Kind::Reply if head.execution == UNOWNED => {
+                    let (part, _) = executions.entry(UNOWNED).or_default();
+                    part.bytes += found.position.length;
+                    part.last_seq = head.seq;
+                }
                 Kind::Note => match segment.read_record(&found)?.map(|record| record.body) {
                     Some(Body::Note(Note::Execution { n, state, .. })) => {
                         executions.entry(n).or_default().1 = Some(state.is_final());
@@ -277,18 +287,37 @@ impl Survey {
         })
     }
 
+    /// In which segment the last checkpoint is.
+    fn last_checkpoint(&self) -> Option<usize> {
+        self.segments.iter().rposition(|facts| facts.has_checkpoint)
+    }
+
     /// What to write anew, the oldest first. Behind a step of an execution that has more nothing is planned: the next
     /// step comes first.
     pub fn groups(&self, plan: &Plan<'_>) -> Vec<Group> {
-        let end = self.segments.len().saturating_sub(UNTOUCHED);
+        let mut end = self.segments.len().saturating_sub(UNTOUCHED);
         let executions = self.executions();
         // By first segment.
         let mut victims: BTreeMap<usize, Vec<Span>> = BTreeMap::new();
-        for (&n, outputs) in &executions {
-            if let Some(span) = outputs.span(n, plan, end) {
-                let first = outputs.parts[0].0;
-                let first = self.small_before(first, n).unwrap_or(first);
-                victims.entry(first).or_default().push(span);
+        if plan.wanted == Wanted::Unowned {
+            // What comes behind the last checkpoint the next host reads.
+            end = end.min(self.last_checkpoint().unwrap_or(0));
+            let parts = executions.get(&UNOWNED).into_iter().flat_map(|o| &o.parts);
+            for (at, _) in parts.filter(|(at, part)| *at < end && part.bytes >= WORTH_BYTES) {
+                let span = Span {
+                    n: UNOWNED,
+                    last: *at,
+                    is_partial: false,
+                };
+                victims.insert(*at, vec![span]);
+            }
+        } else {
+            for (&n, outputs) in executions.iter().filter(|(n, _)| **n != UNOWNED) {
+                if let Some(span) = outputs.span(n, plan, end) {
+                    let first = outputs.parts[0].0;
+                    let first = self.small_before(first, n).unwrap_or(first);
+                    victims.entry(first).or_default().push(span);
+                }
             }
         }
         let mut groups: Vec<(Range<usize>, Vec<&Span>, u64)> = Vec::new();
@@ -340,7 +369,8 @@ impl Survey {
         for span in victims {
             let parts = executions[&span.n].parts_in(&range);
             let bytes: u64 = parts.map(|part| part.bytes).sum();
-            saved += bytes - bytes.min(plan.cap_bytes);
+            let kept = if span.n == UNOWNED { 0 } else { plan.cap_bytes };
+            saved += bytes - bytes.min(kept);
         }
         all - saved.min(all)
     }
@@ -360,7 +390,6 @@ impl Survey {
             (span.n, victim)
         };
         let partial = found.iter().filter(|span| span.is_partial);
-        let last_checkpoint = self.segments.iter().rposition(|facts| facts.has_checkpoint);
         Group {
             segments: self.segments[range.clone()]
                 .iter()
@@ -372,7 +401,7 @@ impl Survey {
             last_seq: self.segments[range.end - 1].last_seq,
             victims: found.iter().map(victim).collect(),
             partial: partial.map(|span| span.n).collect(),
-            drop_checkpoints: last_checkpoint.is_some_and(|last| range.end <= last),
+            drop_checkpoints: (self.last_checkpoint()).is_some_and(|last| range.end <= last),
         }
     }
 }
@@ -387,13 +416,14 @@ impl Outputs {
     fn span(&self, n: ExecutionNumber, plan: &Plan<'_>, end: usize) -> Option<Span> {
         let total: u64 = self.parts.iter().map(|(_, part)| part.bytes).sum();
         let (behind, _) = self.parts.last()?;
+        let is_done = self.is_over && *behind < end;
         let suits = match plan.wanted {
-            // The newest is whole for a while.
-            Wanted::Over => self.is_over && *behind < end && total >= WORTH_BYTES,
-            Wanted::Running { bytes_min } => {
+            Wanted::Over => is_done && total >= WORTH_BYTES,
+            Wanted::GoingOn { bytes_min } => {
                 let is_enough = total >= bytes_min.max(WORTH_BYTES) || plan.begun.contains(&n);
-                !self.is_over && is_enough
+                !is_done && is_enough
             }
+            Wanted::Unowned => false,
         };
         if !suits {
             return None;

@@ -13,7 +13,7 @@ use std::sync::atomic::AtomicBool;
 
 use bytes::Bytes;
 
-use super::plan::{Group, Victim};
+use super::plan::{Group, UNOWNED, Victim};
 use super::{HINT, Halt, check_stop};
 use crate::journal::record::{Body, ExecutionNumber, Micros, Note, Record};
 use crate::journal::{Item, Kind, Outputs, Prepared, Rewrite, Scanned, Segment, Step};
@@ -118,6 +118,10 @@ impl Writing<'_> {
             return Ok(());
         }
         self.last_seq = head.seq;
+        let is_unowned = head.kind != Kind::Note && head.execution == UNOWNED;
+        if is_unowned && self.group.victims.contains_key(&UNOWNED) {
+            return self.leave_out(found, UNOWNED, head.seq..=head.seq, (0, 0));
+        }
         if head.kind == Kind::Iopub
             && head.client.is_none()
             && self.group.victims.contains_key(&head.execution)
