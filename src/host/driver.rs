@@ -41,8 +41,9 @@ use super::usage::Sampler;
 use crate::config::Durability;
 use crate::journal::record::ClientId;
 use crate::journal::{Writer, WriterOptions};
-use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, ToKeeper};
+use crate::keeper::{Client as Keeper, FromKeeper, HostArgs, Process, ToKeeper};
 use crate::link::Frame;
+use crate::process;
 use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event};
 use crate::session::state::State;
@@ -388,6 +389,7 @@ impl Driver {
                 kept,
             } => {
                 self.kept.extend(kept);
+                self.engine.said_more(generation);
                 if generation == self.core.state().generation {
                     // They came together.
                     let now = clocks::now();
@@ -480,11 +482,12 @@ impl Driver {
                 Todo::Do(effect) => self.carry_out(effect),
             }
         }
-        // What is not kept may have to be sent again.
-        if !self.log.is_failing() {
-            let waiting = match self.core.state().ended {
-                Some(_) => 0,
-                None => self.core.waiting_bytes() + self.engine.unsent_bytes(),
+        // What is not kept may have to be sent again; but not when this session is over: in another one it would run twice.
+        let is_over = self.core.state().ended.is_some();
+        if is_over || !self.log.is_failing() {
+            let waiting = match is_over {
+                true => 0,
+                false => self.core.waiting_bytes() + self.engine.unsent_bytes(),
             };
             for (stream, number) in self.acks.due(waiting.saturating_sub(WAITING_BYTES_MAX)) {
                 self.tell(stream, Frame::Ack { number });
@@ -664,8 +667,7 @@ impl Driver {
                     pid: ended.process.pid,
                     start_time: ended.process.start_time,
                 });
-                // What it started in its own process group has nothing to live for; as a kernel's manager would.
-                let _ = crate::process::signal_group(ended.process.pid, libc::SIGKILL);
+                end_group_of(&ended.process);
                 let is_watched = self.engine.watches(&ended.process);
                 if let Some(usage) = is_watched.then(|| self.usage.last_look()).flatten() {
                     self.event(Event::Usage(usage));
@@ -749,5 +751,13 @@ impl Driver {
         self.tell_keeper(ToKeeper::Bye);
         self.keeper.flush().await;
         self.notifier
+    }
+}
+
+/// What it started in its own process group has nothing to live for; as a kernel's manager would. As long as there is
+/// something in the group Linux gives its number to nobody else: if somebody has it, there is nothing.
+fn end_group_of(ended: &Process) {
+    if process::start_time(ended.pid).is_none_or(|time| time == ended.start_time) {
+        let _ = process::signal_group(ended.pid, libc::SIGKILL);
     }
 }

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::driver::Input;
 use super::health;
-use super::held::{Connection, Kept, Stream};
+use super::held::{Connection, Found, Kept, Stream};
 use super::inbox::Inbox;
 use super::ingest;
 use crate::journal::record::ProcessEnd;
@@ -97,7 +97,28 @@ pub(super) enum Timer {
 /// Messages on their way to the engine.
 struct Outgoing {
     receiver: mpsc::UnboundedReceiver<Message>,
+    /// Taken from there, and not all of it is with the operating system: of a connection that breaks the next one
+    /// gets it.
+    sending: Option<Message>,
     unsent_bytes: Rc<Cell<usize>>,
+}
+
+impl Outgoing {
+    /// What is to be sent now; `None`: nothing more will be asked.
+    async fn next(&mut self) -> Option<&Message> {
+        if self.sending.is_none() {
+            self.sending = self.receiver.recv().await;
+        }
+        self.sending.as_ref()
+    }
+
+    /// It is with the operating system. Gives how much was not before.
+    fn sent(&mut self) -> usize {
+        let bytes = self.sending.take().map_or(0, |sent| sent.size_bytes());
+        let unsent = self.unsent_bytes.get();
+        self.unsent_bytes.set(unsent.saturating_sub(bytes));
+        unsent
+    }
 }
 
 /// Where an engine's sockets are.
@@ -153,6 +174,8 @@ struct Current {
     _until: watch::Sender<()>,
     tasks: tokio::task::JoinSet<()>,
     end: Option<(Option<ProcessEnd>, String)>,
+    /// It has ended, and its iopub was read on since this was looked at.
+    said_more: bool,
 }
 
 impl EngineDriver {
@@ -219,21 +242,28 @@ impl EngineDriver {
             nice: None,
         };
         let endpoints = Endpoints::new(&self.session, generation, file);
-        self.connect(endpoints, None, |channel| Stream::new(channel, 0, None));
+        self.connect(endpoints, None, |channel| {
+            Stream::new(channel, 0, Found::Nothing)
+        });
         Ok(ToKeeper::Spawn(spawn))
     }
 
-    /// Goes on with an engine that an earlier host started; with `streams` of it, where the keeper held them.
+    /// Goes on with an engine that an earlier host started, and that `was_ready` or had not come so far; with `streams`
+    /// of it, where the keeper held them.
     pub fn adopt(
         &mut self,
         generation: u32,
         process: Process,
+        was_ready: bool,
         streams: impl FnMut(Channel) -> Stream,
     ) -> Result<ToKeeper, String> {
         let path = self.connection_path();
         let text = std::fs::read_to_string(&path)
             .map_err(|error| format!("cannot read {}: {error}", path.display()))?;
         let file = ConnectionFile::parse(&text).map_err(|error| error.to_string())?;
+        if !was_ready {
+            self.timer(generation, Timer::StartTimeout, self.start_timeout);
+        }
         self.connect(
             Endpoints::new(&self.session, generation, file),
             Some(process.clone()),
@@ -268,6 +298,7 @@ impl EngineDriver {
                 streams(channel),
                 Outgoing {
                     receiver,
+                    sending: None,
                     unsent_bytes: unsent_bytes.clone(),
                 },
                 self.inbox.clone(),
@@ -301,6 +332,7 @@ impl EngineDriver {
             _until: until,
             tasks,
             end: None,
+            said_more: false,
         });
     }
 
@@ -332,6 +364,15 @@ impl EngineDriver {
             self.session.json.engine
         );
         Some(Event::EngineFailed { generation, why })
+    }
+
+    /// Something was read of its iopub.
+    pub fn said_more(&mut self, generation: u32) {
+        if let Some(current) =
+            (self.current.as_mut()).filter(|current| current.endpoints.generation == generation)
+        {
+            current.said_more = true;
+        }
     }
 
     /// Whether this is the process whose sockets we have, living or not: its end is told when they are read.
@@ -366,6 +407,7 @@ impl EngineDriver {
             ));
         }
         current.end = Some((end, why));
+        current.said_more = false;
         // Of one that was taken over, what was held is still to be read, though it may have ended long ago.
         let wait = if current.up.is_empty() && !current.adopted {
             Duration::ZERO
@@ -479,6 +521,10 @@ impl EngineDriver {
             Timer::Kill => {
                 output.event = Some(Event::EngineSignalled { signal: "SIGKILL" });
                 output.keeper = self.signal(libc::SIGKILL);
+            }
+            // What it had said is still being read: its disk may be slow.
+            Timer::Drained if std::mem::take(&mut current.said_more) => {
+                self.timer(generation, Timer::Drained, DRAIN);
             }
             Timer::Drained => output.event = self.drained(),
         }
@@ -674,16 +720,14 @@ async fn write_channel(
     outgoing: &mut Outgoing,
     inbox: &Inbox<Input>,
 ) {
-    while let Some(message) = outgoing.receiver.recv().await {
-        let sent = writer.send(&frame::encode(&message, &endpoints.key)).await;
-        let unsent = outgoing.unsent_bytes.get();
-        (outgoing.unsent_bytes).set(unsent.saturating_sub(message.size_bytes()));
-        if unsent > WAITING_BYTES_MAX {
-            inbox.send_now(Input::Engine(EngineInput::Took));
-        }
-        if let Err(error) = sent {
+    while let Some(message) = outgoing.next().await {
+        let parts = frame::encode(message, &endpoints.key);
+        if let Err(error) = writer.send(&parts).await {
             tracing::warn!(%error, "a request could not be sent to the engine");
             return;
+        }
+        if outgoing.sent() > WAITING_BYTES_MAX {
+            inbox.send_now(Input::Engine(EngineInput::Took));
         }
     }
     // Nothing more will be asked; what the engine says is still read.

@@ -2,7 +2,7 @@
 //! [`Spool`] until it is in the journal, and the keeper holds socket and spool over a host's death.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use super::engine::Endpoints;
 use crate::keeper::Fds;
@@ -21,6 +21,17 @@ pub(super) struct Stream {
     position: u64,
     /// The connection that an earlier host had.
     taken: Option<Taken>,
+    /// Behind our identity, where the engine may still hold the connection of it for alive: a ROUTER takes no second
+    /// one of the same name (unless it has ROUTER_HANDOVER).
+    suffix: String,
+}
+
+/// What there is of a stream that an earlier host had.
+pub(super) enum Found {
+    Nothing,
+    /// It was killed in the middle of sending, or of a message too large to be held. The connection is closed.
+    Broken,
+    Whole(Taken),
 }
 
 /// A connection of an earlier host, with all that is not in the journal.
@@ -73,6 +84,14 @@ impl Kept {
     }
 }
 
+/// Closes a connection of an earlier host, whoever else has its descriptor: the engine would go on queueing for it.
+pub(super) fn close(fds: &Fds) {
+    if let Some(socket) = fds.as_slice().first() {
+        // SAFETY: an open descriptor and a constant. An error is that it is closed already.
+        unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+    }
+}
+
 impl Taken {
     /// What a keeper held; `None`: it is of no use.
     pub fn new(fds: &Fds, heard: u32) -> io::Result<Option<Self>> {
@@ -98,20 +117,27 @@ impl Taken {
 
 impl Stream {
     /// `position`: of the last message of it in the journal, if any.
-    pub fn new(channel: Channel, position: u32, taken: Option<Taken>) -> Self {
+    pub fn new(channel: Channel, position: u32, found: Found) -> Self {
+        let (taken, suffix) = match found {
+            Found::Nothing => (None, String::new()),
+            Found::Broken => (None, format!("-{}", uuid::Uuid::new_v4().simple())),
+            Found::Whole(taken) => (Some(taken), String::new()),
+        };
         Self {
             channel,
             position: position.into(),
             taken,
+            suffix,
         }
     }
 
     /// The connection that was taken over, or else a new one; `None`: there is none yet.
     pub async fn connect(&mut self, endpoints: &Endpoints) -> Option<(Connection, Writer)> {
         let (socket_type, identity) = match self.channel {
-            Channel::Iopub => (SocketType::Sub, &[][..]),
+            Channel::Iopub => (SocketType::Sub, Vec::new()),
             Channel::Shell | Channel::Control | Channel::Stdin => {
-                (SocketType::Dealer, endpoints.identity())
+                let identity = [endpoints.identity(), self.suffix.as_bytes()].concat();
+                (SocketType::Dealer, identity)
             }
         };
         if let Some(taken) = self.taken.take() {
@@ -140,7 +166,7 @@ impl Stream {
             .ok()?;
         let limits = Limits::default();
         let shaken =
-            transport::handshake(stream, socket_type, identity, limits, HANDSHAKE_TIMEOUT).await;
+            transport::handshake(stream, socket_type, &identity, limits, HANDSHAKE_TIMEOUT).await;
         let (mut reader, mut writer) = match shaken {
             Ok((reader, writer, _)) => (reader, writer),
             Err(error) => {

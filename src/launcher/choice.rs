@@ -1,16 +1,22 @@
 //! Which session a launcher belongs to (design: "who comes back to which session").
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use tokio::time::Instant;
 
 use super::reach::{self, ReachError, Stream};
 use crate::config::{Config, ConfigError, Flags};
 use crate::kernelspec::{self, EngineSpec, SpecError};
 use crate::link::Hello;
-use crate::state_dir::{NewSession, Session, Sessions, StateError, notebook_key};
+use crate::state_dir::{CreationGuard, NewSession, Session, Sessions, StateError, notebook_key};
 
-/// How long a launcher waits for others that are choosing their session.
+/// How long a launcher waits for others that are creating their session.
 const CHOICE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often it looks whether it is its turn.
+const LOCK_AGAIN_AFTER: Duration = Duration::from_millis(10);
 
 /// What a launcher knows of the session it wants. What may be wrong with it is looked at each time one is chosen.
 #[derive(Debug, Clone)]
@@ -46,42 +52,79 @@ pub enum ChoiceError {
 /// A session with a stream to its host, or why there is none.
 pub type Chosen = Result<(Session, Stream), ChoiceError>;
 
-/// Finds the living session that waits for this launcher, or starts a new one; and claims it. Launchers choose one
-/// after the other, so that two that race for one session end with one owner. Settings and an engine that cannot be used
-/// keep nobody from a session that lives. `known`: the `header.session` that the launcher's frontends have seen, which a new session then goes on with.
+/// Finds the living session that waits for this launcher, or starts a new one; and claims it. Of launchers that race
+/// for one session its host takes one, and the others look on. Settings and an engine that cannot be used keep nobody
+/// from a session that lives. `known`: the `header.session` that the launcher's frontends have seen, which a new
+/// session then goes on with.
 pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Chosen {
     let sessions = Sessions::open()?;
-    let guard = sessions.lock_creation(CHOICE_TIMEOUT)?;
     let engine = kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref());
     let name = (engine.as_ref()).map_or(&wanted.engine, |engine| &engine.name);
-    let key = wanted
-        .name
-        .as_deref()
-        .map(|name| notebook_key(name, &wanted.cwd));
-    let candidates = match &key {
-        Some(key) => sessions.of_key(key, name)?,
-        None => with_connection_file(&sessions, &wanted.connection_file, name)?,
+    let key = (wanted.name.as_deref()).map(|name| notebook_key(name, &wanted.cwd));
+    let mut tried = HashSet::new();
+    let candidates = || -> Result<(Vec<Session>, Vec<Session>), StateError> {
+        let all = match &key {
+            Some(key) => sessions.of_key(key, name)?,
+            None => with_connection_file(&sessions, &wanted.connection_file, name)?,
+        };
+        Ok(all.into_iter().partition(Session::is_live))
     };
-    let (live, over): (Vec<_>, Vec<_>) = candidates.into_iter().partition(Session::is_live);
-    for session in live {
+    loop {
+        for session in candidates()?.0 {
+            if !tried.insert(session.json.id.clone()) {
+                continue;
+            }
+            match reach::open(&session, hello).await {
+                Ok(stream) => return Ok((session, stream)),
+                // It ended meanwhile, or somebody has it.
+                Err(error) => tracing::info!(%error, "not this session"),
+            }
+        }
+        // A host may take its time to answer, so nobody is kept waiting until here.
+        let guard = lock_creation(&sessions).await?;
+        let (live, over) = candidates()?;
+        if live.iter().any(|session| !tried.contains(&session.json.id)) {
+            continue;
+        }
+        let engine = match &engine {
+            Ok(engine) => engine,
+            Err(_) => &kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref())?,
+        };
+        let new = NewSession {
+            key: key.clone(),
+            settings: Config::load(&wanted.settings)?.given(),
+            predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
+            header_session: known.clone(),
+            ..new_session(
+                engine,
+                engine.environment_under_frontend(|name| std::env::var(name).ok()),
+                &wanted.cwd,
+            )
+        };
+        let session = sessions.create(&guard, new)?;
+        drop(guard);
         match reach::open(&session, hello).await {
             Ok(stream) => return Ok((session, stream)),
-            // It ended meanwhile, or somebody has it.
-            Err(error) => tracing::info!(%error, "not this session"),
+            // Another launcher, which wants the same, was quicker.
+            Err(ReachError::Attached { id }) => drop(tried.insert(id)),
+            Err(error) => return Err(error.into()),
         }
     }
-    let (engine, settings) = (engine?, Config::load(&wanted.settings)?.given());
-    let env = engine.environment_under_frontend(|name| std::env::var(name).ok());
-    let new = NewSession {
-        key,
-        settings,
-        predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
-        header_session: known,
-        ..new_session(&engine, env, &wanted.cwd)
-    };
-    let session = sessions.create(&guard, new)?;
-    let stream = reach::open(&session, hello).await?;
-    Ok((session, stream))
+}
+
+/// As [`Sessions::lock_creation`]; what else the launcher does goes on meanwhile.
+async fn lock_creation(sessions: &Sessions) -> Result<CreationGuard, StateError> {
+    let until = Instant::now() + CHOICE_TIMEOUT;
+    loop {
+        match sessions.lock_creation(Duration::ZERO) {
+            Err(StateError::LockTimeout { path, .. }) if Instant::now() >= until => {
+                let waited_secs = CHOICE_TIMEOUT.as_secs();
+                return Err(StateError::LockTimeout { path, waited_secs });
+            }
+            Err(StateError::LockTimeout { .. }) => tokio::time::sleep(LOCK_AGAIN_AFTER).await,
+            locked => return locked,
+        }
+    }
 }
 
 /// A new session with this engine: no name, no key, no settings. `env`: what the engine's spec adds to the

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::Shared;
 use super::subscriber;
@@ -50,6 +50,17 @@ struct Peer {
     number: u64,
     sender: mpsc::UnboundedSender<Message>,
     waiting_bytes: Rc<std::cell::Cell<usize>>,
+    /// Ends the connection, also in the middle of a write.
+    close: Rc<Notify>,
+}
+
+/// A connection's own side of that.
+pub(super) struct Joined {
+    pub identity: Bytes,
+    pub number: u64,
+    replies: mpsc::UnboundedReceiver<Message>,
+    waiting_bytes: Rc<std::cell::Cell<usize>>,
+    close: Rc<Notify>,
 }
 
 /// The bound sockets.
@@ -193,8 +204,13 @@ async fn converse(
     mut writer: Writer,
     shared: Rc<Shared>,
 ) {
-    let (identity, number, mut replies, waiting) =
-        shared.peers.borrow_mut().join(channel, identity);
+    let Joined {
+        identity,
+        number,
+        mut replies,
+        waiting_bytes: waiting,
+        close,
+    } = shared.peers.borrow_mut().join(channel, identity);
     let sending = async {
         // No sender: somebody with the same identity came after us, and has the replies.
         while let Some(reply) = replies.recv().await {
@@ -223,6 +239,7 @@ async fn converse(
     tokio::select! {
         () = sending => {}
         () = receiving => {}
+        () = close.notified() => {}
     }
     shared.peers.borrow_mut().leave(channel, &identity, number);
 }
@@ -248,17 +265,7 @@ async fn receive(channel: Channel, identity: &Bytes, mut parts: Vec<Bytes>, shar
 impl Peers {
     /// Registers a connection. One with the identity of another takes its replies over, as a client that comes
     /// back expects.
-    #[allow(clippy::type_complexity)]
-    pub fn join(
-        &mut self,
-        channel: Channel,
-        identity: Option<Bytes>,
-    ) -> (
-        Bytes,
-        u64,
-        mpsc::UnboundedReceiver<Message>,
-        Rc<std::cell::Cell<usize>>,
-    ) {
+    pub fn join(&mut self, channel: Channel, identity: Option<Bytes>) -> Joined {
         self.last_number += 1;
         let number = self.last_number;
         // A ROUTER's own identities begin with a zero byte, which no client may use.
@@ -267,8 +274,9 @@ impl Peers {
             made.extend_from_slice(&number.to_be_bytes()[3..]);
             made.into()
         });
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, replies) = mpsc::unbounded_channel();
         let waiting_bytes = Rc::new(std::cell::Cell::new(0));
+        let close = Rc::<Notify>::default();
         for (at, early, its, message) in std::mem::take(&mut self.early) {
             if at.elapsed() >= EARLY_REPLY {
                 continue;
@@ -284,10 +292,17 @@ impl Peers {
             number,
             sender,
             waiting_bytes: waiting_bytes.clone(),
+            close: close.clone(),
         };
         self.connections.insert((channel, identity.clone()), peer);
         self.changed.send_replace(());
-        (identity, number, receiver, waiting_bytes)
+        Joined {
+            identity,
+            number,
+            replies,
+            waiting_bytes,
+            close,
+        }
     }
 
     pub fn leave(&mut self, channel: Channel, identity: &Bytes, number: u64) {
@@ -345,6 +360,7 @@ impl Peers {
                 waiting,
                 "a frontend does not read its replies; closed"
             );
+            peer.close.notify_one();
             self.connections.remove(&key);
             self.changed.send_replace(());
             return;

@@ -65,6 +65,7 @@ mod tests {
 
     use bytes::Bytes;
 
+    use super::super::frontends::Joined;
     use super::*;
     use crate::wire::Channel;
 
@@ -99,7 +100,7 @@ mod tests {
         assert!(!is_ready(presence.has_changed()));
         assert_eq!(presence.due, None);
 
-        let join = |channel| peers.borrow_mut().join(channel, Some(page.clone())).1;
+        let join = |channel| peers.borrow_mut().join(channel, Some(page.clone())).number;
         let (shell, control) = (join(Channel::Shell), join(Channel::Control));
         settle(&mut presence).await;
         assert_eq!(told(&mut presence), [b"page"]);
@@ -118,7 +119,9 @@ mod tests {
     async fn who_came_and_went_is_a_change() {
         let peers = RefCell::new(Peers::default());
         let mut presence = Presence::new(&peers);
-        let (identity, number, ..) = peers.borrow_mut().join(Channel::Shell, None);
+        let Joined {
+            identity, number, ..
+        } = peers.borrow_mut().join(Channel::Shell, None);
         peers.borrow_mut().leave(Channel::Shell, &identity, number);
         settle(&mut presence).await;
         assert_eq!(told(&mut presence), [b""; 0]);

@@ -92,7 +92,9 @@ pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError
     let mut hello = hello.clone();
     loop {
         if let Ok(stream) = UnixStream::connect(&session.dir.link_socket()).await {
-            match shake_hands(stream, &hello).await {
+            // A host that was stopped (SIGSTOP) says nothing, and is there.
+            let shaken = tokio::time::timeout_at(until, shake_hands(stream, &hello)).await;
+            match shaken.unwrap_or(None) {
                 Some(Ok(stream)) => return Ok(stream),
                 // Of another farside: in its words, then.
                 Some(Err(Refusal::Version { host }))

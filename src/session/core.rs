@@ -435,6 +435,12 @@ impl Core {
         self.emit(Body::Note(note));
     }
 
+    /// Whether somebody ends the session, so that whoever comes now is for the next one.
+    pub fn is_being_stopped(&self) -> bool {
+        let ending = self.state.lifetime.ending.as_ref();
+        ending.is_some_and(|ending| !ending.retire)
+    }
+
     /// Of requests that wait for an engine to be there.
     pub fn waiting_bytes(&self) -> usize {
         self.outbox.bytes()

@@ -4,7 +4,9 @@ sleeps until somebody asks for something."""
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -365,3 +367,51 @@ def test_old_records_go_by_themselves(sandbox: Sandbox) -> None:
     wait_until(lambda: made["old"] not in {s["id"] for s in sandbox.ls(everything=True)}, "the old records to go")
     assert not (sandbox.state / made["old"]).exists()
     assert sandbox.cli("logs", made["kept"])[0] == 0
+
+
+def test_what_ran_in_a_session_whose_folder_is_gone_does_not_run_again_in_the_next_one(sandbox: Sandbox) -> None:
+    """Nothing is acknowledged where nothing can be kept, and what is not acknowledged goes to another session."""
+    launcher = sandbox.launch()
+    client = launcher.client()
+    client.run("1")
+    session = sandbox.session()
+    shutil.rmtree(sandbox.state / session["id"])
+    ran = sandbox.work / "ran"
+    assert client.run(f"open({str(ran)!r}, 'a').write('x'); print('ran')", seconds=45).text.endswith("ran\n")
+    client.run("%farside set idle_timeout 1s")
+    wait_until(lambda: list(sandbox.processes()) == [launcher.pid], "nothing but the launcher", seconds=45, detail=sandbox.processes)
+    assert client.run("print('next')", seconds=45).text.endswith("next\n")
+    assert ran.read_text() == "x"
+    assert len(sandbox.ls()) == 1
+
+
+def test_a_notebook_that_is_opened_while_its_session_is_shut_down_gets_another_one(sandbox: Sandbox) -> None:
+    """A busy engine takes seconds to end."""
+    client = sandbox.launch(jupyter_session="/n.ipynb").client()
+    client.execute("import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(100)")
+    old = sandbox.wait_session(lambda s: s["state"] == "busy", "the cell to run")
+    client.send("control", "shutdown_request", {"restart": False})
+    ending = '"note": "ending"'
+    wait_until(lambda: ending in sandbox.cli("logs", old["id"], "--json")[1].replace('":"', '": "'), "the session's end to have begun")
+    launcher = sandbox.launch(jupyter_session="/n.ipynb")
+    assert launcher.client().run("print('another')", seconds=45).text.endswith("another\n")
+    assert len(sandbox.ls()) == 2
+    sandbox.wait_session(lambda s: s["id"] == old["id"] and s["state"] == "ended", "the old one to end", seconds=45)
+    assert launcher.running()
+
+
+def test_a_stopped_host_keeps_nobody_else_waiting(sandbox: Sandbox) -> None:
+    launcher = sandbox.launch(jupyter_session="/n.ipynb")
+    launcher.client().run("1")
+    launcher.kill()
+    host = sandbox.session()["host_pid"]
+    os.kill(host, signal.SIGSTOP)
+    try:
+        waits = sandbox.launch(jupyter_session="/n.ipynb")
+        client = waits.connect()
+        time.sleep(1)
+        sandbox.cli("new", "--name", "other", seconds=30, check=True)
+    finally:
+        os.kill(host, signal.SIGCONT)
+    assert client.run("print('mine')", seconds=45).text.endswith("mine\n")
+    assert len(sandbox.ls()) == 2

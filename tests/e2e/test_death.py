@@ -6,11 +6,13 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 from cells import Gated, assert_attached
-from sandbox import FARSIDE, Launcher, Sandbox, alive, kill, wait_until
+from sandbox import FARSIDE, Launcher, Sandbox, alive, kill, wait_gone, wait_until
 from wire import Client
 
 # The keeper has a new host up within a second; on a loaded two-core machine the whole takes a little longer.
@@ -352,3 +354,52 @@ def test_attach_to_a_lost_session_is_honest(sandbox: Sandbox, launcher: Launcher
     # Nobody was left to tidy up: prune does, and takes the sockets too.
     sandbox.cli("prune", "--older-than", "0s", check=True)
     assert sandbox.ls(everything=True) == []
+
+
+def test_an_engine_that_is_starting_goes_on_to_another_host_with_what_waits_for_it(sandbox: Sandbox) -> None:
+    """What waits for an engine is in memory only: `farside upgrade-host` lets it out before."""
+    slow = ["sh", "-c", 'sleep 5; exec "$0" -m ipykernel_launcher -f "$1"', sys.executable, "{connection_file}"]
+    sandbox.add_kernelspec("slow", slow, interrupt_mode="signal")
+    launcher = sandbox.launch("farside-slow")
+    client = launcher.connect()
+    session = sandbox.wait_session(lambda s: s["engine_pid"], "the engine's process")
+    asked = client.execute("print('waited')")
+    sandbox.wait_session(lambda s: s["executions"] == 1, "the request to be taken")
+    sandbox.cli("upgrade-host", session["id"], check=True)
+    assert client.reply(asked, 45).content["status"] == "ok"
+    assert sandbox.session()["host_pid"] != session["host_pid"]
+    session = sandbox.session()
+    notes = [r["note"]["note"] for r in sandbox.records(session["id"]) if r["kind"] == "note"]
+    assert notes.count("host_started") == 2 and notes.count("engine_started") == 1
+
+
+def test_an_engine_that_never_binds_has_its_limit_under_the_next_host_too(sandbox: Sandbox) -> None:
+    sandbox.add_kernelspec("never", ["sh", "-c", "exec sleep 3000", "{connection_file}"])
+    client = sandbox.launch("farside-never", extra=("--engine-start-timeout", "3s")).connect()
+    session = sandbox.wait_session(lambda s: s["engine_pid"], "the engine's process")
+    asked = client.execute("1")
+    sandbox.wait_session(lambda s: s["executions"] == 1, "the request to be taken")
+    kill(session["host_pid"])
+    content = client.reply(asked, 45).content
+    assert content["status"] == "error" and content["ename"] in ("EngineDied", "HostReplaced"), content
+    wait_gone(session["engine_pid"])
+
+
+def test_a_host_that_died_while_it_sent_is_no_wall_for_the_next_one(sandbox: Sandbox) -> None:
+    """The engine's sockets take no second connection of the same name, as a ROUTER without ROUTER_HANDOVER does."""
+    engine = str(Path(__file__).with_name("mirror_kernel.py"))
+    sandbox.add_kernelspec("mirror", [sys.executable, engine, "{connection_file}"])
+    client = sandbox.launch("farside-mirror").client()
+    session = sandbox.session()
+    os.kill(session["engine_pid"], signal.SIGSTOP)
+    for n in range(20):
+        client.send("shell", "complete_request", {"code": "x" * 200_000, "cursor_pos": n})
+    time.sleep(1)
+    kill(session["host_pid"])
+    sandbox.wait_session(lambda s: s["host_pid"] not in (None, session["host_pid"]), "a new host", seconds=ADOPT_SECONDS)
+    os.kill(session["engine_pid"], signal.SIGCONT)
+    assert client.reply(client.execute("new"), 30).content["status"] == "ok"
+    assert sandbox.session()["engine_pid"] == session["engine_pid"]
+    # It was so: the host had sent a part of one.
+    log = (sandbox.state / session["id"] / "host.log").read_text()
+    assert "what was held of the engine is not whole channel=Shell" in log

@@ -29,7 +29,9 @@ pub(super) struct Attached {
 impl Driver {
     pub(super) fn on_open(&mut self, opening: Opening) {
         let Opening { hello, answer } = opening;
-        if self.over || self.core.state().ended.is_some() {
+        let is_new = hello.claim && !self.clients.contains_key(&hello.client);
+        let is_late = is_new && self.core.is_being_stopped();
+        if self.over || self.core.state().ended.is_some() || is_late {
             let _ = answer.send(Err(Refusal::Ending));
             return;
         }

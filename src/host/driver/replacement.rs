@@ -24,7 +24,7 @@ pub(super) enum Replacement {
 
 impl Driver {
     /// Asks the keeper for another host in our place. Then all that is in memory only must be out: requests to the
-    /// engine are waited for, people's notifications and commands that wait for an answer are a reason not to.
+    /// engine, also to one that is still starting, are waited for, people's notifications and commands that wait for an answer are a reason not to.
     pub(super) fn replace_by(&mut self, id: u64, program: &str) {
         let busy = if self.replacement != Replacement::None {
             Some("it is just being replaced")
@@ -51,7 +51,8 @@ impl Driver {
             return false;
         };
         let is_told = asked.is_none_or(|stream| !self.streams.contains_key(&stream));
-        (is_told || Instant::now() >= *at_last) && self.engine.unsent_bytes() == 0
+        let unsent = self.core.waiting_bytes() + self.engine.unsent_bytes();
+        (is_told || Instant::now() >= *at_last) && unsent == 0
     }
 
     /// The next host finds all of it in the journal, and the engine's streams with the keeper.

@@ -8,7 +8,7 @@ use super::attachments::Attached;
 use super::{Driver, Input};
 use crate::host::clocks;
 use crate::host::engine::{CHANNELS, spawn_id};
-use crate::host::held::{Stream, Taken};
+use crate::host::held::{self, Found, Stream, Taken};
 use crate::keeper::{self, Fds, Process, ToKeeper};
 use crate::session::event::{Event, Gap};
 use crate::state_dir::ProcessId;
@@ -61,14 +61,15 @@ impl Driver {
         gap_from: u64,
         held: &[(keeper::Stream, Fds)],
     ) {
-        let mut taken = self.taken(generation, held);
+        let mut found = self.found(generation, held);
+        let has_any = found.values().any(|found| matches!(found, Found::Whole(_)));
         let lives = ProcessId {
             pid,
             start_ticks: start_time,
         }
         .is_alive();
         // Of an engine that has ended meanwhile, what it said is still to be read.
-        if !lives && taken.is_empty() {
+        if !lives && !has_any {
             // How it ended, a keeper that lived on will say with its first word.
             self.inbox.send_now(Input::Event(Event::EngineEnded {
                 generation,
@@ -77,13 +78,15 @@ impl Driver {
             }));
             return;
         }
-        let why = match taken.get(&Channel::Iopub) {
-            Some(iopub) if iopub.is_full() => Some(
+        let why = match found.get(&Channel::Iopub) {
+            Some(Found::Whole(iopub)) if iopub.is_full() => Some(
                 "the process that keeps this session was killed and replaced, and the engine said more meanwhile than \
                  can be held",
             ),
-            Some(_) => None,
-            None => Some("the process that keeps this session was killed and replaced"),
+            Some(Found::Whole(_)) => None,
+            Some(Found::Broken | Found::Nothing) | None => {
+                Some("the process that keeps this session was killed and replaced")
+            }
         };
         let gap = why.map(|why| Gap {
             from: gap_from,
@@ -97,11 +100,13 @@ impl Driver {
             start_time,
         };
         let heard = self.core.state().heard.clone();
+        let was_ready = self.core.state().info.is_some();
         let stream = |channel| {
             let position = heard.get(&channel).copied().unwrap_or(0);
-            Stream::new(channel, position, taken.remove(&channel))
+            let found = found.remove(&channel).unwrap_or(Found::Nothing);
+            Stream::new(channel, position, found)
         };
-        match self.engine.adopt(generation, process, stream) {
+        match (self.engine).adopt(generation, process, was_ready, stream) {
             Ok(watch) => self.tell_keeper(watch),
             Err(why) => self.event(Event::EngineEnded {
                 generation,
@@ -111,28 +116,30 @@ impl Driver {
         }
     }
 
-    /// The streams of this engine that the keeper held, as far as they can be gone on with.
-    fn taken(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Taken> {
+    /// The streams of this engine that the keeper held.
+    fn found(&self, generation: u32, held: &[(keeper::Stream, Fds)]) -> HashMap<Channel, Found> {
         let mut all = HashMap::new();
         for channel in CHANNELS {
             let is_it = |(stream, _): &&(keeper::Stream, Fds)| {
                 stream.process == spawn_id(generation) && stream.name == channel.name()
             };
+            let Some((_, fds)) = held.iter().find(is_it) else {
+                continue;
+            };
             let heard = self.core.state().heard.get(&channel).copied().unwrap_or(0);
-            match held
-                .iter()
-                .find(is_it)
-                .map(|(_, fds)| Taken::new(fds, heard))
-            {
-                Some(Ok(Some(taken))) => drop(all.insert(channel, taken)),
-                Some(Ok(None)) => {
-                    tracing::warn!(?channel, "what was held of the engine is not whole")
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, ?channel, "what was held of the engine cannot be had")
-                }
-                None => {}
-            }
+            let found = Taken::new(fds, heard).unwrap_or_else(|error| {
+                tracing::warn!(%error, ?channel, "what was held of the engine cannot be had");
+                None
+            });
+            let found = found.map_or_else(
+                || {
+                    tracing::warn!(?channel, "what was held of the engine is not whole");
+                    held::close(fds);
+                    Found::Broken
+                },
+                Found::Whole,
+            );
+            all.insert(channel, found);
         }
         all
     }
