@@ -296,7 +296,7 @@ fn version_1_is_what_is_written() {
     write(dir.path());
     let (mut written, golden) = (files(dir.path()), files(&golden()));
     // It says that nothing was not kept.
-    assert_eq!(written.pop(), Some(("unkept".to_owned(), vec![0; 8])));
+    assert_eq!(written.pop(), Some(("unkept".to_owned(), vec![0; 16])));
     let names = |files: &[(String, Vec<u8>)]| {
         files
             .iter()

@@ -802,8 +802,20 @@ fn the_next_writer_knows_what_the_last_one_could_not_keep() {
     let (writer, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
     let mut log = Log::new(writer, dir.path(), 3, recovered.unkept_since);
     assert!(matches!(log.append(vec![large(4)]), Appended::Healed(2)));
-    // That is told with the next ones.
+    // A record that has come in between says nothing of it; the session's note does.
     assert!(matches!(log.append(vec![large(5)]), Appended::Kept));
+    let (_, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
+    assert_eq!(recovered.unkept_since, Some(2));
+    let gap = Note::Gap {
+        from: 2,
+        until: 4,
+        why: "refused".into(),
+    };
+    let told = Record {
+        body: Body::Note(gap),
+        ..Record::clone(&large(6))
+    };
+    assert!(matches!(log.append(vec![Arc::new(told)]), Appended::Kept));
     let (_, recovered) = Writer::open(dir.path(), WriterOptions::default()).unwrap();
     assert_eq!(recovered.unkept_since, None);
 }

@@ -326,3 +326,55 @@ fn replays_that_nobody_fetched_go() {
     let outputs = block_on(digests.outputs(seqs[0], &replay(1, seqs[0], None)));
     assert_eq!(shown(&outputs), journal.expected(1, seqs[0]));
 }
+
+/// No descriptor is left, say, while the thread lags.
+#[test]
+fn files_that_cannot_be_read_for_a_moment_are_read_a_moment_later() {
+    let mut journal = Journal::new();
+    let mut digester = journal.digester();
+    let has_come_to = |digester: &Digester, seq: u64| {
+        digester.digests().hurry();
+        let mut done = digester.digests().0.done.clone();
+        block_on(async { done.wait_for(|done| *done >= seq).await.map(|_| ()) }).unwrap();
+    };
+    let begun = journal.append([
+        request(1),
+        state(1, ExecutionState::Running),
+        print(1, "begin\n"),
+    ]);
+    has_come_to(&digester, begun);
+    // More than stays in memory.
+    let text = "x".repeat(99) + "\n";
+    let display = json!({ "data": { "text/plain": text.repeat(60) }, "metadata": {} });
+    for _ in 0..12 {
+        journal.append((0..100).map(|_| output(1, "display_data", &display)));
+    }
+    let path = crate::journal::segments::path(journal.dir.path(), 1);
+    let aside = journal.dir.path().join("aside");
+    std::fs::rename(&path, &aside).unwrap();
+    std::fs::create_dir(&path).unwrap();
+    let attached = journal.append([attach(1)]);
+    digester.digests().hurry();
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    std::fs::remove_dir(&path).unwrap();
+    std::fs::rename(&aside, &path).unwrap();
+    has_come_to(&digester, attached);
+    journal.append((0..2500).map(|_| print(1, "more\n")));
+    let over = journal.append([state(1, ExecutionState::Ok)]);
+    let extent = Some(journal.extent(1));
+    digester.finish();
+    assert_eq!(digest::read(journal.dir.path(), 1).unwrap().until_seq, over);
+    let replay = Replay {
+        n: 1,
+        parent: String::new(),
+        first_seq: 1,
+        until_seq: 0,
+        session: String::new(),
+        extent,
+    };
+    let shown = block_on(journal.digester().digests().outputs(0, &replay));
+    let shown: Vec<(String, Bytes)> = (shown.iter())
+        .map(|(msg_type, message)| (msg_type.clone(), message.content.clone()))
+        .collect();
+    assert_eq!(shown, journal.expected(1, u64::MAX));
+}

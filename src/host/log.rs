@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::watch;
 
 use crate::journal::Writer;
-use crate::journal::record::{Micros, Record};
+use crate::journal::record::{Body, Micros, Note, Record};
 
 /// How much of the newest records stays in memory for readers that keep up. One that lags further reads the
 /// journal's files instead.
@@ -36,6 +36,8 @@ pub struct Log {
     failing: bool,
     /// Since when records are missing in the journal that it does not tell of.
     unkept_since: Option<Micros>,
+    /// The session was told of that ([`Appended::Healed`]), and its note is not in the journal yet.
+    untold: bool,
     /// Nothing can be kept any more, and why.
     closed: Option<&'static str>,
 }
@@ -129,6 +131,7 @@ impl Log {
             shown_bytes: 0,
             failing: false,
             unkept_since,
+            untold: false,
             closed: None,
         }
     }
@@ -188,6 +191,7 @@ impl Log {
             return Appended::Kept;
         };
         let (last_seq, since) = (newest.seq, oldest.time);
+        let tells = records.iter().any(|record| tells_of_gap(record));
         let result = match (&mut self.writer, self.closed) {
             (_, Some(why)) => Err(io::Error::other(why)),
             (Some(writer), None) => writer.append(&records).map(drop),
@@ -195,7 +199,7 @@ impl Log {
         };
         self.shown_bytes += self.tail.lock().extend(records);
         self.tried(last_seq);
-        self.appended(result, since)
+        self.appended(result, since, tells)
     }
 
     /// Only now may the records be taken out of memory: who does not find them there reads the files.
@@ -211,6 +215,7 @@ impl Log {
             return Appended::Kept;
         };
         let (seq, since) = (newest.seq, oldest.time);
+        let tells = records.iter().any(|record| tells_of_gap(record));
         let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
                 self.shown_bytes += self.tail.lock().extend(records.clone());
@@ -237,19 +242,23 @@ impl Log {
             }
         };
         self.tried(seq);
-        self.appended(result, since)
+        self.appended(result, since, tells)
     }
 
-    /// `since`: of the first of what was appended.
-    fn appended(&mut self, result: io::Result<()>, since: Micros) -> Appended {
+    /// `since`: of the first of what was appended. `tells`: a gap was noted in it.
+    fn appended(&mut self, result: io::Result<()>, since: Micros, tells: bool) -> Appended {
         match result {
             Ok(()) => {
                 self.failing = false;
                 if let Some(since) = self.unkept_since.take() {
+                    self.untold = true;
                     return Appended::Healed(since);
                 }
-                if let Some(writer) = &mut self.writer {
-                    // What a healed journal is told comes right behind.
+                if self.untold
+                    && tells
+                    && let Some(writer) = &mut self.writer
+                {
+                    self.untold = false;
                     writer.told_of_unkept();
                 }
                 Appended::Kept
@@ -263,6 +272,10 @@ impl Log {
             }
         }
     }
+}
+
+fn tells_of_gap(record: &Record) -> bool {
+    matches!(record.body, Body::Note(Note::Gap { .. }))
 }
 
 impl Tail {

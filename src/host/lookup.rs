@@ -226,20 +226,25 @@ impl Indexer {
 
     /// `false`: a reader has come to stand where it would be disturbed.
     fn replace(&mut self, prepared: Prepared, commit: Commit) -> io::Result<bool> {
-        let mut done = None;
-        let commit = |prepared: &Prepared| match commit(prepared) {
-            Some(result) => {
-                done = Some(result.is_ok());
-                result
+        let mut asking = Asking {
+            commit: Some(commit),
+            in_place: None,
+        };
+        let mut result = match self.caught_up() {
+            Some(index) => index.replace(&prepared, |prepared| asking.ask(prepared)),
+            None => Ok(()),
+        };
+        if asking.commit.is_some() {
+            // There is no index, or it failed before. It is made anew from the files as they are then; what is left of it
+            // would take them for what they were.
+            if let Err(error) = result {
+                tracing::error!(%error, "the journal's index cannot be written; it will be rebuilt");
             }
-            None => Err(io::ErrorKind::WouldBlock.into()),
-        };
-        let result = match self.caught_up() {
-            Some(index) => index.replace(&prepared, commit),
-            // It will be made anew, from the files as they are then.
-            None => commit(&prepared).map_err(IndexError::from),
-        };
-        match (done, result) {
+            self.index = None;
+            journal::remove_index(&self.dir)?;
+            result = asking.ask(&prepared).map_err(IndexError::from);
+        }
+        match (asking.in_place, result) {
             (None, _) => Ok(false),
             (Some(true), result) => {
                 if let Err(error) = result {
@@ -253,6 +258,21 @@ impl Indexer {
                 |error| error.to_string(),
             ))),
         }
+    }
+}
+
+/// A [`Commit`] that is asked once.
+struct Asking {
+    commit: Option<Commit>,
+    /// Whether the segment is in its place; `None`: it is not to be put there now.
+    in_place: Option<bool>,
+}
+
+impl Asking {
+    fn ask(&mut self, prepared: &Prepared) -> io::Result<()> {
+        let asked = self.commit.take().and_then(|commit| commit(prepared));
+        self.in_place = asked.as_ref().map(io::Result::is_ok);
+        asked.unwrap_or_else(|| Err(io::ErrorKind::WouldBlock.into()))
     }
 }
 
@@ -320,4 +340,41 @@ fn history(
         session,
         executions: executions.collect(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::journal::writer::tests::samples::output;
+    use crate::journal::{Rewrite, View, Writer, WriterOptions};
+
+    /// Another process is in the middle of a transaction, say, for longer than it is waited for.
+    #[test]
+    fn an_index_that_cannot_be_written_is_no_reader_that_lags() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = WriterOptions {
+            segment_bytes: 500,
+            ..WriterOptions::default()
+        };
+        let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
+        for seq in 1..20 {
+            writer.append(&[output(seq, 1, "text")]).unwrap();
+        }
+        let mut indexer = Indexer::open(dir.path().to_owned());
+        indexer.caught_up().unwrap();
+        let other = rusqlite::Connection::open(dir.path().join("index.sqlite")).unwrap();
+        other.execute_batch("BEGIN IMMEDIATE").unwrap();
+        let prepared = Rewrite::begin(dir.path(), vec![1], 1)
+            .unwrap()
+            .finish()
+            .unwrap();
+        let commit: Commit = Box::new(|prepared| Some(prepared.commit()));
+        assert!(indexer.replace(prepared, commit).unwrap());
+        assert!(
+            !dir.path().join("index.sqlite").exists(),
+            "it is of no use any more"
+        );
+        indexer.caught_up().unwrap();
+        View::open(dir.path()).unwrap();
+    }
 }

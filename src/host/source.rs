@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::log::{Pin, Tail};
 use crate::journal::record::{Body, Note, Record};
@@ -12,6 +13,11 @@ use crate::journal::{Item, Reader};
 
 /// What is read at once, from memory or from disk.
 pub(super) const BATCH_BYTES_MAX: usize = 512 << 10;
+
+/// Where the files cannot be read (no descriptor is left, say) it is tried again after this, then after twice that, and
+/// so on: for 5 s in all. Then what is in them counts as missing.
+const READ_AGAIN_AFTER: Duration = Duration::from_millis(10);
+const READ_TRIES: u32 = 10;
 
 /// See the module.
 pub(super) struct Source {
@@ -90,17 +96,26 @@ impl Source {
 
     /// What reads the next batch from the files; it blocks. Its result is for [`Source::take`].
     pub fn files(&mut self) -> impl FnOnce() -> FromFiles + Send + 'static {
-        let (reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
+        let (mut reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
         move || {
-            let read = || {
-                let mut reader = match reader {
+            let mut read = || {
+                let mut reader = match reader.take() {
                     Some(reader) => reader,
                     None => Reader::open(&dir, seq + 1)?,
                 };
                 let items = reader.next_batch(BATCH_BYTES_MAX)?;
                 Ok((reader, items))
             };
-            FromFiles(read())
+            let mut pauses = (0..READ_TRIES - 1).map(|tries| READ_AGAIN_AFTER * (1 << tries));
+            loop {
+                match (read(), pauses.next()) {
+                    (Err(error), Some(pause)) => {
+                        tracing::debug!(%error, "a reader that lags cannot read the journal now");
+                        std::thread::sleep(pause);
+                    }
+                    (result, _) => return FromFiles(result),
+                }
+            }
         }
     }
 

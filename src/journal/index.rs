@@ -255,11 +255,17 @@ fn open_existing(dir: &Path) -> Result<Option<Connection>, rusqlite::Error> {
     Ok(usable.then_some(connection))
 }
 
-fn create(dir: &Path) -> Result<Connection, IndexError> {
-    let path = dir.join(FILE_NAME);
+/// Removes the index of a folder; it is made anew from the log.
+pub fn remove(dir: &Path) -> io::Result<()> {
     for suffix in ["", "-wal", "-shm"] {
         remove_if_there(&dir.join(format!("{FILE_NAME}{suffix}")))?;
     }
+    Ok(())
+}
+
+fn create(dir: &Path) -> Result<Connection, IndexError> {
+    let path = dir.join(FILE_NAME);
+    remove(dir)?;
     // SQLite gives its other files the mode of this one.
     OpenOptions::new()
         .write(true)

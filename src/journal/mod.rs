@@ -22,7 +22,7 @@ pub mod writer;
 
 pub use codec::Kind;
 pub use execution_rows::{ExecutionInfo, Filter, Places, Selector, SessionRow};
-pub use index::{Index, IndexError, View};
+pub use index::{Index, IndexError, View, remove as remove_index};
 pub use reader::{Gap, Item, Outputs, Reader};
 pub use rewrite::{Prepared, Rewrite};
 pub use scan::{Scanned, SegmentScan as Segment, Step};

@@ -38,6 +38,8 @@ pub enum Item {
 pub struct Reader {
     dir: PathBuf,
     scan: LogScan,
+    /// What went wrong behind the items that were given last.
+    failed: Option<io::Error>,
     /// For [`Reader::read_at`]: the segment it used last.
     at: Option<SegmentScan>,
 }
@@ -50,6 +52,7 @@ impl Reader {
         Ok(Self {
             dir: dir.to_owned(),
             scan,
+            failed: None,
             at: None,
         })
     }
@@ -60,6 +63,7 @@ impl Reader {
         Ok(Self {
             dir: dir.to_owned(),
             scan,
+            failed: None,
             at: None,
         })
     }
@@ -75,20 +79,33 @@ impl Reader {
     }
 
     /// The next records, in order: as many as are there, up to about `max_bytes` (but at least one, however
-    /// large). Empty: no more yet; ask again when there may be.
+    /// large). Empty: no more yet; ask again when there may be. After an error this reader is of no more use: all items
+    /// before it were given.
     ///
     /// Parts of small records share the memory of one read of up to 512 KiB.
     pub fn next_batch(&mut self, max_bytes: usize) -> io::Result<Vec<Item>> {
         let mut items = Vec::new();
-        let mut left = max_bytes as u64;
+        let result = match self.failed.take() {
+            Some(error) => Err(error),
+            None => self.fill(&mut items, max_bytes as u64),
+        };
+        match result {
+            Err(error) if items.is_empty() => return Err(error),
+            Err(error) => self.failed = Some(error),
+            Ok(()) => {}
+        }
+        Ok(items)
+    }
+
+    fn fill(&mut self, items: &mut Vec<Item>, mut left: u64) -> io::Result<()> {
         loop {
             match self.scan.next()? {
-                Found::End => return Ok(items),
+                Found::End => return Ok(()),
                 Found::Gap(gap) => items.push(Item::Gap(gap)),
                 Found::Record(found) => {
                     if found.position.length > left && !items.is_empty() {
                         self.scan.put_back(found);
-                        return Ok(items);
+                        return Ok(());
                     }
                     left = left.saturating_sub(found.position.length);
                     items.push(load(&mut self.scan, &found)?);

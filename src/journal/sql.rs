@@ -40,11 +40,14 @@ const COLUMNS: &str = "n, msg_id, cell_id, code, by_person, state, reason, queue
 /// How long a statement waits for another process that is at the file: far longer than any of our transactions.
 const BUSY_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
-/// Sets a writing connection up. A power cut may take the last transactions (`NORMAL`), never the file's soundness.
+/// A power cut may take the last transactions, never the file's soundness.
+const SYNCHRONOUS: &str = "NORMAL";
+
+/// Sets a writing connection up.
 pub fn prepare(connection: &Connection) -> rusqlite::Result<()> {
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.pragma_update(None, "journal_mode", "WAL")?;
-    connection.pragma_update(None, "synchronous", "NORMAL")
+    connection.pragma_update(None, "synchronous", SYNCHRONOUS)
 }
 
 pub fn create_schema(connection: &Connection) -> rusqlite::Result<()> {
@@ -209,8 +212,13 @@ pub fn place(connection: &Connection) -> rusqlite::Result<Option<Place>> {
 }
 
 /// Nothing counts as taken in until the next [`write()`].
+/// On the disk when this returns: what is done to the files then may be there before it, and a power cut must not leave
+/// an index that takes them for what they were.
 pub fn forget_place(connection: &Connection) -> rusqlite::Result<()> {
-    connection.execute("DELETE FROM indexed", []).map(drop)
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    let forgotten = connection.execute("DELETE FROM indexed", []);
+    connection.pragma_update(None, "synchronous", SYNCHRONOUS)?;
+    forgotten.map(drop)
 }
 
 /// Whether anything was taken in.

@@ -1,5 +1,6 @@
-//! Says over a writer's death that records were not kept: since when the journal could not be written, in a file beside
-//! the segments (`unkept`, 8 bytes, little-endian microseconds since 1970; 0: it can be).
+//! Says over a writer's death that records were not kept, in a file beside the segments (`unkept`, 16 bytes): since when
+//! the journal could not be written (little-endian microseconds since 1970; 0: it can be), and the lowest number that
+//! no such record has (little-endian): frontends have seen them. (Eight bytes, without the latter, before 2026-11-26.)
 //!
 //! The file has its bytes from the journal's first moment on, so that they can be changed on a disk that is full. On one
 //! that can only be read they cannot.
@@ -18,12 +19,14 @@ const NAME: &str = "unkept";
 pub(super) struct Unkept {
     file: Option<File>,
     since: Option<Micros>,
+    /// 0 where there are none.
+    next_seq: u64,
 }
 
 impl Unkept {
     /// Of the journal in `dir`, with what an earlier writer has left there.
     pub fn open(dir: &Path) -> Self {
-        let open = || -> io::Result<(File, Option<Micros>)> {
+        let open = || -> io::Result<(File, [u64; 2])> {
             let file = OpenOptions::new()
                 .read(true)
                 .write(true)
@@ -31,21 +34,24 @@ impl Unkept {
                 .truncate(false)
                 .mode(0o600)
                 .open(dir.join(NAME))?;
-            let mut bytes = [0; 8];
-            let since = match file.read_exact_at(&mut bytes, 0) {
-                Ok(()) => Micros::from_le_bytes(bytes),
-                Err(_) => {
-                    file.write_all_at(&bytes, 0)?;
-                    0
-                }
-            };
-            Ok((file, (since != 0).then_some(since)))
+            let known = [0, 8].map(|at| {
+                let mut bytes = [0; 8];
+                let read = file.read_exact_at(&mut bytes, at);
+                read.map_or(0, |()| u64::from_le_bytes(bytes))
+            });
+            let [since, next_seq] = known.map(u64::to_le_bytes);
+            file.write_all_at(&[since, next_seq].concat(), 0)?;
+            Ok((file, known))
         };
-        let (file, since) = match open() {
-            Ok((file, since)) => (Some(file), since),
-            Err(_) => (None, None),
+        let (file, [since, next_seq]) = match open() {
+            Ok((file, known)) => (Some(file), known),
+            Err(_) => (None, [0, 0]),
         };
-        Self { file, since }
+        Self {
+            file,
+            since: (since != 0).then_some(since),
+            next_seq,
+        }
     }
 
     /// Since when records are missing that nothing in the journal tells of.
@@ -53,24 +59,30 @@ impl Unkept {
         self.since
     }
 
-    /// An append failed at this time.
-    pub fn begin(&mut self, now: Micros) {
-        if self.since.is_none() {
-            self.since = Some(now);
-            self.write(now);
-        }
+    /// The lowest number that none of them has.
+    pub fn next_seq(&self) -> u64 {
+        self.next_seq
+    }
+
+    /// An append failed at this time, of records before `next_seq`.
+    pub fn failed(&mut self, now: Micros, next_seq: u64) {
+        self.since.get_or_insert(now);
+        self.next_seq = self.next_seq.max(next_seq);
+        self.write();
     }
 
     /// The journal tells of it.
     pub fn end(&mut self) {
         if self.since.take().is_some() {
-            self.write(0);
+            self.next_seq = 0;
+            self.write();
         }
     }
 
-    fn write(&self, since: Micros) {
+    fn write(&self) {
         if let Some(file) = &self.file {
-            let _ = file.write_all_at(&since.to_le_bytes(), 0);
+            let bytes = [self.since.unwrap_or(0), self.next_seq].map(u64::to_le_bytes);
+            let _ = file.write_all_at(&bytes.concat(), 0);
         }
     }
 }

@@ -61,6 +61,11 @@ pub struct Writer {
     tail: Tail,
     next_seq: u64,
     unkept: Unkept,
+    /// To have the folder's entries written to the disk, where that is wanted; opened beforehand, for later there may be
+    /// no descriptor left.
+    folder: Option<File>,
+    /// The last segment's name is not on the disk yet, and should be.
+    name_unsynced: bool,
     /// `None`: there is none in this segment, and should be.
     since_checkpoint: Option<u64>,
     scratch: Vec<u8>,
@@ -88,6 +93,8 @@ impl Writer {
         let (mut recovered, end) = super::recovery::recover(dir)?;
         let unkept = Unkept::open(dir);
         recovered.unkept_since = unkept.since();
+        // Who has seen a record of one of these numbers must not be given another one in its place.
+        recovered.next_seq = recovered.next_seq.max(unkept.next_seq());
         let next = end.as_ref().map_or(1, |end| end.segment + 1);
         let mut writer = Self {
             dir: dir.to_owned(),
@@ -95,6 +102,8 @@ impl Writer {
             tail: Tail::Broken { next },
             next_seq: recovered.next_seq,
             unkept,
+            folder: options.sync.then(|| File::open(dir)).and_then(Result::ok),
+            name_unsynced: false,
             since_checkpoint: Some(0),
             scratch: Vec::new(),
         };
@@ -159,7 +168,7 @@ impl Writer {
         };
         let result = self.try_append(records);
         if result.is_err() {
-            self.unkept.begin(first.borrow().time);
+            self.unkept.failed(first.borrow().time, self.next_seq);
         }
         result
     }
@@ -189,9 +198,17 @@ impl Writer {
         let Tail::Good(segment) = &mut self.tail else {
             return Err(io::Error::other("the journal has no open segment"));
         };
+        let kept = segment.length;
         let mut result = segment.append(records, &mut self.scratch);
         if self.options.sync {
-            result = result.and_then(|positions| segment.file.sync_data().map(|()| positions));
+            let mut synced = || {
+                if self.name_unsynced {
+                    sync_folder(self.folder.as_ref(), &self.dir)?;
+                    self.name_unsynced = false;
+                }
+                segment.file.sync_data()
+            };
+            result = result.and_then(|positions| synced().map(|()| positions));
         }
         self.scratch.clear();
         self.scratch.shrink_to(SCRATCH_BYTES);
@@ -207,6 +224,8 @@ impl Writer {
                 Ok(positions)
             }
             Err(error) => {
+                // What was written and could not be synced is not kept either.
+                segment.length = kept;
                 if segment.cut().is_err() {
                     self.tail = Tail::Broken {
                         next: segment.number + 1,
@@ -230,6 +249,8 @@ impl Writer {
         if is_deleted {
             let next = segment.number + 1;
             self.tail = Tail::Broken { next };
+            // Maybe the folder was deleted with it.
+            self.folder = None;
         }
         is_deleted
     }
@@ -248,7 +269,15 @@ impl Writer {
         let segment = Segment::create(&self.dir, number, first_seq, self.options.sync)?;
         self.tail = Tail::Good(segment);
         self.since_checkpoint = (number == 1).then_some(0);
+        self.name_unsynced = self.options.sync;
         Ok(())
+    }
+}
+
+fn sync_folder(folder: Option<&File>, dir: &Path) -> io::Result<()> {
+    match folder {
+        Some(folder) => folder.sync_all(),
+        None => segments::sync_dir(dir),
     }
 }
 
@@ -296,10 +325,8 @@ impl Segment {
             if sync {
                 file.sync_all()?;
             }
+            // From here on there is no way back: readers may have seen it.
             std::fs::rename(&unfinished, &path)?;
-            if sync {
-                segments::sync_dir(dir)?;
-            }
             Ok(file)
         };
         let file = create()

@@ -471,3 +471,63 @@ fn more_pieces_than_one_system_call_takes() {
     writer.append(&records).unwrap();
     assert_eq!(read_all(dir.path()), (records, vec![]));
 }
+
+#[test]
+fn numbers_of_what_was_not_kept_are_nobody_elses_in_the_next_process_either() {
+    let dir = tempfile::tempdir().unwrap();
+    let (mut writer, _) = open(dir.path());
+    writer.append(&outputs(1..3)).unwrap();
+    let Tail::Good(segment) = &mut writer.tail else {
+        panic!("broken")
+    };
+    segment.fault = Some(Fault {
+        bytes_left: 0,
+        cut_fails: false,
+    });
+    for seqs in [3..6, 6..8] {
+        writer.append(&outputs(seqs)).unwrap_err();
+    }
+    drop(writer);
+    let (mut writer, recovered) = open(dir.path());
+    assert_eq!(recovered.next_seq, 8);
+    assert!(recovered.unkept_since.is_some());
+    writer.append(&outputs(8..9)).unwrap();
+    writer.told_of_unkept();
+    drop(writer);
+    assert_eq!(read_all(dir.path()).1, [3, 4, 5, 6, 7]);
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.next_seq, recovered.unkept_since), (9, None));
+}
+
+#[test]
+fn a_file_of_a_farside_before_that_says_only_since_when() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(open(dir.path()));
+    std::fs::write(dir.path().join("unkept"), 17_u64.to_le_bytes()).unwrap();
+    let (_, recovered) = open(dir.path());
+    assert_eq!((recovered.next_seq, recovered.unkept_since), (1, Some(17)));
+}
+
+#[test]
+fn a_segment_whose_name_is_not_on_the_disk_keeps_nothing_and_is_gone_on_with() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = WriterOptions {
+        segment_bytes: 400,
+        sync: true,
+    };
+    let (mut writer, _) = Writer::open(dir.path(), options).unwrap();
+    let mut seq = 1;
+    while writer.segment() == 1 {
+        writer.append(&[output(seq, 1, "text")]).unwrap();
+        seq += 1;
+    }
+    // Cannot be synced.
+    writer.folder = Some(File::open("/dev/null").unwrap());
+    writer.append(&[output(seq, 1, "text")]).unwrap_err();
+    assert_eq!(writer.segment(), 2);
+    writer.folder = None;
+    writer.append(&[output(seq + 1, 1, "text")]).unwrap();
+    let (read, gaps) = read_all(dir.path());
+    assert_eq!(read.last().unwrap().seq, seq + 1);
+    assert_eq!(gaps, [seq]);
+}

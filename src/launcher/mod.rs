@@ -40,6 +40,7 @@ use self::leaving::{Frontend, Meaning};
 use self::succession::Served;
 use crate::journal::record::ClientId;
 use crate::link::{Hello, VERSION};
+use crate::session::state::SEEN_MAX;
 use crate::state_dir::Session;
 use crate::wire::connection_file::{ConnectionFile, ConnectionFileError, Endpoint};
 use crate::wire::message::HeaderFields;
@@ -49,6 +50,12 @@ use crate::wire::{Channel, Key, Message};
 /// Requests of one channel that the host has not acknowledged: past it frontends' sockets of that channel are not read
 /// on. (Of each by itself: an interrupt gets through where shell requests wait for an engine that does not read.)
 const REQUESTS_BYTES_MAX: usize = 8 << 20;
+
+/// A small one counts as so much: what a launcher may send again after a lost link, the host must know again.
+const REQUEST_BYTES_MIN: usize = 16 << 10;
+
+// Shell and control of a notebook and of a console.
+const _: () = assert!(2 * 2 * REQUESTS_BYTES_MAX / REQUEST_BYTES_MIN <= SEEN_MAX);
 
 /// The semaphore counts in these, for its permits are 32 bit numbers.
 const UNIT_BYTES: usize = 1024;
@@ -371,7 +378,8 @@ impl Shared {
             None => Some(self.kernel_info.underway()),
         };
         // At most UNITS_MAX, so it fits.
-        let units = (message.queue_bytes() / UNIT_BYTES + 1).min(UNITS_MAX) as u32;
+        let bytes = message.queue_bytes().max(REQUEST_BYTES_MIN);
+        let units = bytes.div_ceil(UNIT_BYTES).min(UNITS_MAX) as u32;
         let room = self.room[&channel].clone();
         // The semaphore is never closed.
         let Ok(room) = room.acquire_many_owned(units).await else {

@@ -27,8 +27,8 @@ const RECENT_EXECUTIONS_MAX: usize = 4096;
 const PENDING_MAX: usize = 16_384;
 
 /// How many requests are remembered to know one that is sent again after a lost link. A launcher sends again only
-/// what was not acknowledged, and acknowledgements follow within one turn of the host.
-const SEEN_MAX: usize = 2048;
+/// what was not acknowledged, and has fewer of them (launcher/mod.rs, `REQUEST_BYTES_MIN`).
+pub(crate) const SEEN_MAX: usize = 2048;
 
 /// How many open `busy`s beside those of executions are known: one for each of the engine's threads, and one for each
 /// attachment. Past it a death could leave one of them shown as busy.
