@@ -65,7 +65,8 @@ def start() -> tuple[KernelManager, object]:
     """Starts the kernel process for the notebook as Jupyter Server does: it puts the path in JPY_SESSION_NAME."""
     specs = KernelSpecManager(kernel_dirs=[str(FOLDER / "jupyter/kernels")], ensure_native_kernel=False)
     manager = KernelManager(kernel_name=KERNEL, kernel_spec_manager=specs)
-    manager.start_kernel(env={**ENV, "JPY_SESSION_NAME": str(NOTEBOOK)}, cwd=str(FOLDER))
+    with (FOLDER / "launcher.log").open("a") as log:
+        manager.start_kernel(env={**ENV, "JPY_SESSION_NAME": str(NOTEBOOK)}, cwd=str(FOLDER), stderr=log)
     client = manager.client()
     client.start_channels()
     client.wait_for_ready(timeout=60)

@@ -29,7 +29,7 @@ pub struct Args {
     /// Id, beginning of an id, or name
     pub session: String,
     /// Only this execution, as `farside history` numbers them
-    #[arg(value_name = "N")]
+    #[arg(value_name = "N", value_parser = execution_number)]
     pub execution: Option<ExecutionNumber>,
     /// Go on until the execution (or the session) has ended
     #[arg(long, short)]
@@ -40,6 +40,11 @@ pub struct Args {
     /// Print journal records instead, one JSON object a line
     #[arg(long, conflicts_with = "timestamps")]
     pub json: bool,
+}
+
+fn execution_number(text: &str) -> Result<ExecutionNumber, String> {
+    let number = text.parse().ok().filter(|n| *n > 0);
+    number.ok_or_else(|| "give its number, as `farside history SESSION` shows them".to_owned())
 }
 
 /// Runs the command.

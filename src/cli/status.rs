@@ -139,6 +139,8 @@ fn lines(all: &All, now: Micros) -> Vec<(&'static str, String)> {
         lines.push(("", text));
     }
     if facts.state.is_live() {
+        let host = facts.host_pid.map(|pid| format!("process {pid}"));
+        lines.extend(host.map(|host| ("host", host)));
         lines.push(("attached", facts.attached.to_string()));
     }
     lines.push(("created", at(facts.created)));

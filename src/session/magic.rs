@@ -84,6 +84,9 @@ fn parse(line: &str) -> Result<Magic, String> {
             .ok_or_else(|| format!("%farside extend takes {DURATION_FORM}, not `{duration}`")),
         ["notify"] | ["notify", "on"] => Ok(Magic::Notify(true)),
         ["notify", "off"] => Ok(Magic::Notify(false)),
+        ["notify", other] => Err(format!(
+            "%farside notify takes `on`, `off` or nothing, not `{other}`."
+        )),
         ["set"] => Ok(Magic::ShowSettings),
         ["set", _] => Err(
             "%farside set takes a setting and its value, such as `%farside set idle_timeout 8h`."
@@ -211,6 +214,7 @@ mod tests {
             ("%farside status\nprint(1)", "alone in its cell"),
             ("%farside attach 1 2", "too many words"),
             ("%farside sing", "there is no"),
+            ("%farside notify maybe", "takes `on`, `off` or nothing"),
             ("%farside extend soon", "extend"),
             ("%farside extend", "takes a duration"),
         ] {

@@ -8,7 +8,7 @@ use super::SOCKET_PATH_BYTES_MAX;
 #[derive(Debug, thiserror::Error)]
 #[allow(missing_docs)]
 pub enum StateError {
-    #[error("no session `{selector}`{}", known_sessions(.known))]
+    #[error("no session `{selector}`{}{}", known_sessions(.known), one_execution(.selector))]
     NotFound {
         selector: String,
         known: Vec<String>,
@@ -55,6 +55,16 @@ fn known_sessions(known: &[String]) -> String {
             "; there are: {} (`farside ls --all` shows them all)",
             known.join(", ")
         )
+    }
+}
+
+/// Who means `SESSION:N` of `%farside attach`.
+fn one_execution(selector: &str) -> String {
+    match selector.split_once(':') {
+        Some((session, n)) if !n.is_empty() && n.chars().all(|c| c.is_ascii_digit()) => {
+            format!(". One execution: `farside logs {session} {n}`, with -f as it goes on")
+        }
+        _ => String::new(),
     }
 }
 
