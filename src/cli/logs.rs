@@ -12,7 +12,7 @@ use super::{Exit, Output, UsageError, find_session};
 use crate::journal::record::{Body, ExecutionNumber, Note};
 use crate::journal::{ExecutionInfo, Filter, Item, Reader, Selector, View};
 use crate::session::outputs::Ansi;
-use crate::state_dir::Session;
+use crate::state_dir::{Session, SessionState};
 
 /// What is read at once: large beside a record, small beside memory.
 const BATCH_BYTES: usize = 1 << 20;
@@ -81,6 +81,13 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
         }
     }
     printer.end(out)?;
+    let facts = session.facts();
+    if facts.state == SessionState::Lost && !cursor.ended {
+        let why = facts.end_reason.unwrap_or_default();
+        out.message(&format!(
+            "[farside: here it ends, for the session is lost: {why}]"
+        ));
+    }
     Ok(Exit::Done)
 }
 

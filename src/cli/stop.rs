@@ -1,5 +1,6 @@
 //! `farside stop`: end a session.
 
+use std::path::Path;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -7,7 +8,9 @@ use tokio::time::Instant;
 use super::client::{Progress, ask, block_on, quiet_hello};
 use super::{Exit, Output, find_session};
 use crate::launcher::reach::{self, ReachError};
+use crate::launcher::read_connection_file;
 use crate::link::Frame;
+use crate::process::PidFd;
 use crate::session::event::Command;
 use crate::state_dir::{HostLock, Session, SessionState};
 
@@ -52,10 +55,44 @@ pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
         | SessionState::Idle
         | SessionState::WaitingInput => {
             let _progress = Progress::new(format!("stopping {name}"));
+            if let Some(why) = &session.json.damage {
+                kill(&session);
+                out.message(&format!("{why}: its processes were killed"));
+                return Ok(Exit::Done);
+            }
             block_on(stop(&session, args.now, "stopped: by `farside stop`"))?;
         }
     }
     Ok(Exit::Done)
+}
+
+/// Ends the processes of a session whose host cannot be asked.
+fn kill(session: &Session) {
+    let Some(status) = session.status() else {
+        return;
+    };
+    // The keeper first: it would start another host.
+    for process in [status.keeper, status.host, status.engine]
+        .into_iter()
+        .flatten()
+    {
+        let Ok(held) = PidFd::open_verified(process.pid, process.start_ticks) else {
+            continue;
+        };
+        // The engine leads a group, and the others have their own.
+        let _ = held
+            .signal_group(libc::SIGKILL)
+            .or_else(|_| held.signal(libc::SIGKILL));
+        held.wait_blocking(GONE_TIMEOUT);
+    }
+    // Where its sockets are, its engine was told.
+    let told = read_connection_file(&session.dir.engine().join("connection.json"));
+    if let Ok(file) = told
+        && let Some(sockets) = Path::new(&file.ip).parent()
+        && sockets.ends_with(&session.json.id)
+    {
+        let _ = std::fs::remove_dir_all(sockets);
+    }
 }
 
 /// Ends a session that lives, and waits until it is over.

@@ -543,7 +543,10 @@ impl Driver {
         self.show_figures();
         match appended {
             Appended::Kept | Appended::StillFailing => {}
-            Appended::Failed(why) => self.event(Event::JournalFailed { why }),
+            Appended::Failed(why) => {
+                let for_good = self.homeless;
+                self.event(Event::JournalFailed { for_good, why });
+            }
             Appended::Healed(from) => self.event(Event::JournalHealed { from }),
         }
     }

@@ -60,6 +60,14 @@ pub enum ReachError {
         /// Ours.
         ours: u32,
     },
+    /// Where its host is cannot be read.
+    #[error("session {id} cannot be reached: {why}; `farside stop {id}` ends what runs of it")]
+    Damaged {
+        /// The session.
+        id: String,
+        /// What is wrong.
+        why: String,
+    },
     /// No host came up.
     #[error("the host of session {id} does not come up; its log is {log}")]
     NoHost {
@@ -82,6 +90,12 @@ pub enum ReachError {
 /// host and keeper, the new host takes it over.
 pub async fn open(session: &Session, hello: &Hello) -> Result<Stream, ReachError> {
     let id = &session.json.id;
+    if let Some(why) = &session.json.damage {
+        return Err(ReachError::Damaged {
+            id: id.clone(),
+            why: why.clone(),
+        });
+    }
     let until = Instant::now() + HOST_START_TIMEOUT;
     // A new session has no keeper yet. Else a keeper, if there is one, replaces a killed host at once; a second
     // keeper would find the first and end.

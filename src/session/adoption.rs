@@ -160,7 +160,8 @@ impl Core {
         }
     }
 
-    fn lacks_idle(&self) -> bool {
+    /// Whether an execution has its reply and not all of its outputs.
+    pub(super) fn lacks_idle(&self) -> bool {
         let lacks = |execution: &super::state::Execution| {
             execution.reply.is_some() && execution.told != Told::Idle
         };

@@ -299,7 +299,7 @@ impl Core {
             }
             Event::HookEnded { outcome } => self.on_hook_ended(&outcome),
             Event::EngineSignalled { signal } => self.on_engine_signalled(signal),
-            Event::JournalFailed { why } => self.on_journal_failed(&why),
+            Event::JournalFailed { for_good, why } => self.on_journal_failed(&why, for_good),
             Event::JournalHealed { from } => {
                 self.journal_retry = None;
                 let why = "the journal could not be written".into();
@@ -636,14 +636,20 @@ impl Core {
         self.note_clock();
     }
 
-    fn on_journal_failed(&mut self, why: &str) {
+    fn on_journal_failed(&mut self, why: &str, for_good: bool) {
         if self.journal_retry.is_some() {
             return;
         }
+        let until = match for_good {
+            true => {
+                "any more, and with the last frontend that leaves the session ends, with all its variables: save what you need"
+            }
+            false => "until there is room again",
+        };
         self.journal_retry = Some(self.clocks.awake.saturating_add(JOURNAL_RETRY));
         let text = format!(
             "[farside] the journal cannot be written: {why}. Output goes on to attached frontends, but is not kept \
-             until there is room again.\n"
+             {until}.\n"
         );
         let parent = self
             .state

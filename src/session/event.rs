@@ -128,6 +128,8 @@ pub enum Event {
     },
     /// Appending to the journal failed; what came since is sent but not kept.
     JournalFailed {
+        /// Nothing will be kept any more.
+        for_good: bool,
         /// The system's words.
         why: String,
     },

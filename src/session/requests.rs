@@ -13,16 +13,37 @@ use super::magic::{self, Magic};
 use super::retirement::Retiring;
 use super::state::Asked;
 use super::text;
-use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Note};
+use crate::journal::record::{Body, ClientId, ExecutionNumber, ExecutionState, Micros, Note};
 use crate::wire::message::ExecuteRequest;
 use crate::wire::{Channel, Message};
 
 /// How many executions `%farside history` and `farside_list_request` look back.
 pub(super) const LIST_MAX: usize = 1000;
 
+/// Whoever ends a session with the reply to its last execution may mean its outputs, too: they come another way, and an
+/// engine that ends drops what it has not sent. So long its idle is waited for.
+const LAST_WORDS: Micros = 10_000_000;
+
 /// The code of an execute_request; `None` where its content is not what the protocol says.
 fn code_of(content: &[u8]) -> Option<Cow<'_, str>> {
     ExecuteRequest::read(content).map(|request| request.code)
+}
+
+/// Whether the answer to this input_request is for nobody's eyes (getpass).
+fn is_secret(content: &str) -> bool {
+    #[derive(Deserialize)]
+    struct Question {
+        #[serde(default)]
+        password: bool,
+    }
+    serde_json::from_str::<Question>(content).is_ok_and(|question| question.password)
+}
+
+/// The answer as it may be kept.
+fn without_value(mut message: Message) -> Message {
+    message.content = bytes::Bytes::from_static(br#"{"value":""}"#);
+    message.buffers.clear();
+    message
 }
 
 impl Core {
@@ -310,6 +331,11 @@ impl Core {
             reason: reason.clone(),
             retire: false,
         });
+        if !now && self.engine == Engine::Connected && self.lacks_idle() {
+            let until = self.clocks.awake.saturating_add(LAST_WORDS);
+            self.retiring = Some(Retiring::LastWords { until });
+            return;
+        }
         self.retiring = Some(Retiring::Stopping);
         self.stop_for_good(reason, now);
     }
@@ -379,11 +405,15 @@ impl Core {
             return;
         }
         let engine_message = self.for_engine(&message);
+        let kept = match is_secret(&input.content) {
+            true => without_value(message),
+            false => message,
+        };
         self.emit(Body::Request {
             channel: Channel::Stdin,
             client,
             execution: input.n,
-            message,
+            message: kept,
         });
         if self.state.live.contains_key(&input.n) {
             self.execution_state(input.n, ExecutionState::Running, None);

@@ -43,6 +43,8 @@ pub(super) enum Retiring {
     Code { n: ExecutionNumber, until: Micros },
     /// `before_retire` runs.
     Command,
+    /// Somebody ends the session, and of an execution that is done outputs are still on their way.
+    LastWords { until: Micros },
     /// The engine was told to end.
     Stopping,
 }
@@ -163,7 +165,8 @@ impl Core {
             Some(
                 Retiring::Unheard { until }
                 | Retiring::Grace { until }
-                | Retiring::Code { until, .. },
+                | Retiring::Code { until, .. }
+                | Retiring::LastWords { until },
             ) => return Some(until.saturating_sub(now.awake)),
             Some(Retiring::Command | Retiring::Stopping) => return None,
             None => {}
@@ -300,8 +303,13 @@ impl Core {
                     }
                     self.begin_command()
                 }
-                Retiring::Command => return,
-                Retiring::Stopping => return,
+                Retiring::LastWords { until } => {
+                    if self.engine == Engine::Connected && self.lacks_idle() && now < until {
+                        return;
+                    }
+                    Retiring::Stopping
+                }
+                Retiring::Command | Retiring::Stopping => return,
             };
             self.retiring = Some(next);
             if self.retiring == Some(Retiring::Stopping) {

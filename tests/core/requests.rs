@@ -586,7 +586,10 @@ fn a_journal_that_cannot_be_written_is_said_and_its_healing_leaves_a_gap() {
     b.skip(a);
     for _ in 0..2 {
         let why = "no space left on device".into();
-        b.event(Event::JournalFailed { why });
+        b.event(Event::JournalFailed {
+            for_good: false,
+            why,
+        });
     }
     let heard = b.heard(a);
     assert_eq!(heard.len(), 1, "said once: {heard:?}");
@@ -611,6 +614,7 @@ fn a_journal_that_cannot_be_written_is_said_and_its_healing_leaves_a_gap() {
     // What was lost includes ends of executions: the next host must not go on from before.
     assert!(matches!(last[1].body, Body::Note(Note::Checkpoint { .. })));
     b.event(Event::JournalFailed {
+        for_good: false,
         why: "again".into(),
     });
     assert_eq!(b.heard(a).len(), 1);

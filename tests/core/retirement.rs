@@ -333,6 +333,44 @@ fn a_stop_is_not_forgotten_with_its_host() {
     assert_eq!(end_notes(&b).last().unwrap(), "ended stopped: farside stop");
 }
 
+/// What was printed comes another way than the reply, and an engine that is told to end drops what it has not sent.
+#[test]
+fn a_stop_waits_for_the_outputs_of_what_is_done() {
+    let stop = |now| Command::Stop {
+        now,
+        reason: "stopped: farside stop".into(),
+    };
+    for patient in [true, false] {
+        let (mut b, a) = Bench::ready();
+        b.execute(a, "1");
+        let run = b.engine_begins();
+        b.engine_replies(&run, json!({ "status": "ok", "execution_count": 1 }));
+        b.command(stop(false));
+        assert_eq!(b.wants(), [""; 0]);
+        if patient {
+            b.prints(&run, "last words");
+            b.status(&run, "idle");
+        } else {
+            b.command(stop(true));
+        }
+        assert_eq!(b.wants().len(), 1);
+    }
+    // Not for ever.
+    let (mut b, a) = Bench::ready();
+    b.execute(a, "1");
+    let run = b.engine_begins();
+    b.engine_replies(&run, json!({ "status": "ok", "execution_count": 1 }));
+    b.command(stop(false));
+    b.wait(11);
+    assert_eq!(b.wants(), ["stop"]);
+    // What still runs is not waited for.
+    let (mut b, a) = Bench::ready();
+    b.execute(a, "1");
+    b.engine_begins();
+    b.command(stop(false));
+    assert_eq!(b.wants(), ["stop"]);
+}
+
 #[test]
 fn the_wall_clock_may_be_set_and_nothing_ends_sooner_or_later() {
     for set in [-20 * 3600 * 1_000_000, 400 * 24 * 3600 * 1_000_000_i64] {

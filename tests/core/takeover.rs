@@ -367,7 +367,10 @@ fn a_checkpoint_is_as_good_as_the_records_before_it() {
     b.ask(a, Channel::Shell, "complete_request");
     let state = b.core.state().clone();
     let why = "x".to_owned();
-    b.event(Event::JournalFailed { why });
+    b.event(Event::JournalFailed {
+        for_good: false,
+        why,
+    });
     b.event(Event::JournalHealed { from: 1 });
     assert_eq!(b.core.state().live, state.live);
     b.host_dies();
@@ -398,7 +401,10 @@ fn a_loss_that_was_told_of_while_nothing_could_be_written_is_told_of_again() {
     assert_eq!(losses(&b), 0, "they may come");
     let from = b.clocks().wall;
     let why = "no space left on device".into();
-    b.event(Event::JournalFailed { why });
+    b.event(Event::JournalFailed {
+        for_good: false,
+        why,
+    });
     b.wait(2);
     assert_eq!(losses(&b), 1);
     b.event(Event::JournalHealed { from });

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
 import time
 
 import pytest
 from cells import Gated
-from sandbox import Sandbox, alive, wait_gone, wait_until
+from sandbox import Sandbox, alive, kill, wait_gone, wait_until
 
 SESSION = {"id", "name", "engine", "state", "attached", "executions", "created", "last_activity", "ends_at", "end_reason", "host_pid", "engine_pid", "key"}  # fmt: skip
 EXECUTION = {"msg_id", "n", "cell_id", "code", "state", "started", "ended"}
@@ -230,3 +231,37 @@ def test_a_socket_path_that_would_be_too_long_is_no_obstacle(sandbox: Sandbox) -
         assert sandbox.cli("exec", out.strip(), "print(1)")[:2] == (OK, "1\n")
     else:
         assert code == FAILED and "XDG_RUNTIME_DIR" in err
+
+
+def test_what_is_run_behind_an_interrupt_runs(sandbox: Sandbox) -> None:
+    """ipykernel drops what waits behind code that raises an error, so `farside interrupt` returns behind that."""
+    name = sandbox.cli("new", "--name", "train", check=True)[1].strip()
+    for _ in range(3):
+        sandbox.cli("exec", name, "--detach", "import time\nwhile True: time.sleep(0.1)", check=True)
+        sandbox.wait_session(lambda s: s["state"] == "busy", "the loop to run")
+        sandbox.cli("interrupt", name, check=True)
+        assert sandbox.cli("exec", name, "print('ran')", check=True)[1] == "ran\n"
+
+
+@pytest.mark.parametrize("text", ["", "no JSON"])
+def test_a_session_whose_file_is_damaged_can_be_ended(sandbox: Sandbox, text: str) -> None:
+    session = sandbox.session(sandbox.cli("new", "--name", "train", check=True)[1].strip())
+    keeper = sandbox.keeper_pid(session)
+    (sandbox.state / session["id"] / "session.json").write_text(text)
+    kill(session["host_pid"])
+    code, _, err = sandbox.cli("exec", session["id"], "1")
+    assert code == 4 and f"`farside stop {session['id']}` ends what runs of it" in err
+    _, _, err = sandbox.cli("stop", session["id"], check=True)
+    assert "its processes were killed" in err
+    for pid in (keeper, session["engine_pid"]):
+        wait_gone(pid)
+    wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)
+
+
+def test_the_records_of_a_lost_session_end_with_a_word(sandbox: Sandbox) -> None:
+    session = sandbox.session(sandbox.cli("new", "--name", "train", check=True)[1].strip())
+    sandbox.cli("exec", "train", "print('kept')", check=True)
+    sandbox.kill_all()
+    shutil.rmtree(sandbox.xdg_runtime / "farside")
+    _, out, err = sandbox.cli("logs", session["id"], check=True)
+    assert "kept\n" in out and "here it ends, for the session is lost" in err

@@ -202,3 +202,14 @@ def test_a_kernel_that_is_shut_down_while_it_starts_leaves_nothing(sandbox: Sand
     [session] = sandbox.ls(everything=True)
     started = [r for r in sandbox.records(session["id"]) if "engine_started" in str(r)]
     assert len(started) <= 1, "an engine was started again only to be shut down"
+
+
+def test_a_password_reaches_the_engine_and_no_file(sandbox: Sandbox, client: Client) -> None:
+    asked = client.execute("import getpass; print(len(getpass.getpass('secret: ')), len(input('name: ')))")
+    client.send("stdin", "input_reply", {"value": "hunter2zz"}, parent=client.input_request(asked).header)
+    name = client.wait_for(lambda m: m.type == "input_request" and m.content["prompt"] == "name: ", "the next question")
+    client.send("stdin", "input_reply", {"value": "Ada-Byron"}, parent=name.header)
+    assert client.result(asked).text == "9 9\n"
+    kept = [path.read_bytes() for path in sandbox.state.rglob("*") if path.is_file()]
+    assert not [text for text in kept if b"hunter2zz" in text]
+    assert [text for text in kept if b"Ada-Byron" in text], "what is no secret is kept"

@@ -77,7 +77,10 @@ impl Simulation {
         if self.failing && !self.failure_was_told {
             self.failure_was_told = true;
             let why = "no space".into();
-            self.event(Event::JournalFailed { why });
+            self.event(Event::JournalFailed {
+                for_good: false,
+                why,
+            });
         } else if !self.failing && self.failure_was_told {
             self.failure_was_told = false;
             self.healing = true;
