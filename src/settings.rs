@@ -31,11 +31,16 @@ enum Form {
     DurationOrNone,
     Notices,
     BytesOrNone,
+    /// Of a journal: less than this has no room for its segments.
+    JournalBytesOrNone,
     Text,
     Transport,
     Durability,
     LogFilter,
 }
+
+/// The least that a journal can be bounded to.
+const JOURNAL_BYTES_MIN: u64 = 1_000_000;
 
 impl Setting {
     /// The setting with this key.
@@ -50,6 +55,10 @@ impl Setting {
             Form::DurationOrNone => value == "none" || parse_duration(value).is_some(),
             Form::Notices => notices(value).is_some(),
             Form::BytesOrNone => value == "none" || parse_bytes(value).is_some(),
+            Form::JournalBytesOrNone => {
+                value == "none"
+                    || parse_bytes(value).is_some_and(|bytes| bytes >= JOURNAL_BYTES_MIN)
+            }
             Form::Text => !value.contains('\0'),
             Form::Transport => transport(value).is_some(),
             Form::Durability => durability(value).is_some(),
@@ -65,6 +74,7 @@ impl Setting {
             Form::DurationOrNone => format!("{DURATION_FORM}, or none"),
             Form::Notices => "durations from long to short, like 30m,10m,1m, or none".to_owned(),
             Form::BytesOrNone => "a size like 500M, 10G or 1T, or none".to_owned(),
+            Form::JournalBytesOrNone => "a size from 1M on, like 500M or 10G, or none".to_owned(),
             Form::Text => "a text in one piece".to_owned(),
             Form::Transport => "auto, ipc or tcp".to_owned(),
             Form::Durability => "process or power".to_owned(),
@@ -79,7 +89,7 @@ impl Setting {
         match self.form {
             Form::Duration | Form::DurationOrNone => "DURATION",
             Form::Notices => "DURATIONS",
-            Form::BytesOrNone => "SIZE",
+            Form::BytesOrNone | Form::JournalBytesOrNone => "SIZE",
             Form::Text => "TEXT",
             Form::Transport => "TRANSPORT",
             Form::Durability => "DURABILITY",
@@ -243,7 +253,7 @@ pub const SETTINGS: &[Setting] = &[
         "journal_bytes_max",
         "journal-bytes-max",
         "2G",
-        Form::BytesOrNone,
+        Form::JournalBytesOrNone,
         "How much a session's journal may take; past half of it, outputs of finished executions are compacted, the oldest first",
     ),
     setting(

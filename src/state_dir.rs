@@ -43,6 +43,7 @@ use names::{id_from, name_from_key, unique_name};
 pub use past::Past;
 pub use process::ProcessId;
 pub use retention::{Age, Pruned, Retention};
+use secure::check_is_for_us;
 pub use secure::{check_private_dir, ensure_private_dir};
 
 /// A unix socket's path has at most this many bytes (`sun_path` is 108 with its final zero).
@@ -51,6 +52,8 @@ pub const SOCKET_PATH_BYTES_MAX: usize = 107;
 const SOCKET_NAME_BYTES_MAX: usize = 1 + ID_CHARS + 1 + "link.sock".len();
 /// Creating a session takes milliseconds; who waits longer than this waits for a process that hangs.
 pub const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
+/// The file whose lock whoever creates a session holds; a folder that has it is farside's.
+const CREATION_LOCK: &str = "create.lock";
 /// How long a session that was created but never had a host counts as starting rather than lost.
 const HOST_START_GRACE_MICROS: Micros = 30_000_000;
 
@@ -156,6 +159,7 @@ impl Sessions {
     }
 
     fn with(state: PathBuf, runtime: Vec<RuntimeChoice>) -> Result<Self, StateError> {
+        check_is_for_us(&state, CREATION_LOCK)?;
         match check_private_dir(&state) {
             Err(StateError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
             }
@@ -256,7 +260,7 @@ impl Sessions {
     /// Waits until no other process is creating or looking for a session to take over.
     pub fn lock_creation(&self, timeout: Duration) -> Result<CreationGuard, StateError> {
         ensure_private_dir(&self.state)?;
-        CreationGuard::acquire(&self.state.join("create.lock"), timeout)
+        CreationGuard::acquire(&self.state.join(CREATION_LOCK), timeout)
     }
 
     /// A new session's folder, with a fresh id and a name that no live session has. The guard keeps names unique.

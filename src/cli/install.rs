@@ -132,8 +132,12 @@ pub fn uninstall(args: &UninstallArgs, out: &mut Output) -> anyhow::Result<Exit>
         out.line(&format!("{}  {}", spec.name, spec.path.display()))?;
     }
     if removed.is_empty() {
+        let of = match args.engines.as_slice() {
+            [] => String::new(),
+            engines => format!(" for {}", engines.join(", ")),
+        };
         out.message(&format!(
-            "nothing of farside's is in {}",
+            "nothing of farside's{of} is in {}",
             kernel_dir.display()
         ));
     }

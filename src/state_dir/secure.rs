@@ -71,6 +71,12 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
         );
     }
     let mode = meta.mode() & 0o7777;
+    if mode & 0o1022 == 0o1022 {
+        return refuse(
+            format!("is a folder for everybody (mode {mode:04o})"),
+            elsewhere(),
+        );
+    }
     if mode & 0o022 != 0 {
         return refuse(
             format!("can be written by other users (mode {mode:04o})"),
@@ -85,6 +91,34 @@ pub fn check_private_dir(path: &Path) -> Result<(), StateError> {
             .map_err(StateError::io("set the permissions of", path))?;
     }
     Ok(())
+}
+
+/// Refuses a folder that is there for something else, before [`ensure_private_dir`] closes it to others: a home, say.
+/// One that is closed already, or has nothing but sessions, or `mark`, in it, is for us.
+pub(super) fn check_is_for_us(path: &Path, mark: &str) -> Result<(), StateError> {
+    // (One that others can write to is refused in any case.)
+    let is_open =
+        |meta: fs::Metadata| meta.is_dir() && meta.mode() & 0o077 != 0 && meta.mode() & 0o022 == 0;
+    let is_session = |entry: &fs::DirEntry| entry.path().join("session.json").exists();
+    let has_things = || {
+        fs::read_dir(path).is_ok_and(|entries| entries.flatten().any(|entry| !is_session(&entry)))
+    };
+    let is_other = fs::symlink_metadata(path).is_ok_and(is_open)
+        && is_own_dir(path)
+        && !path.join(mark).exists()
+        && has_things();
+    if !is_other {
+        return Ok(());
+    }
+    Err(StateError::Insecure {
+        path: path.to_owned(),
+        why: "has other things in it, and is open to other users, as farside's state must not be"
+            .to_owned(),
+        fix: format!(
+            "set FARSIDE_STATE_DIR to a folder of farside's own, e.g. {}",
+            path.join("farside").display()
+        ),
+    })
 }
 
 /// Whether an existing folder is ours; its mode and links in its path do not matter.

@@ -110,7 +110,7 @@ fn folders_that_are_not_ours_alone_are_refused() {
     let open = folder.path().join("open");
     fs::create_dir(&open).unwrap();
     // Whoever could write may have left something there.
-    for mode in [0o770, 0o720, 0o702, 0o1777] {
+    for mode in [0o770, 0o720, 0o702] {
         fs::set_permissions(&open, fs::Permissions::from_mode(mode)).unwrap();
         let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
         assert!(
@@ -118,12 +118,31 @@ fn folders_that_are_not_ours_alone_are_refused() {
             "{error}"
         );
     }
+    // A place like /tmp nobody makes his own.
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o1777)).unwrap();
+    let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
+    assert!(
+        error.contains("mode 1777") && error.contains("set FARSIDE_STATE_DIR"),
+        "{error}"
+    );
     // Whoever could only read cannot; from now on he cannot do that either.
     for readable in [0o755, 0o750, 0o701] {
         fs::set_permissions(&open, fs::Permissions::from_mode(readable)).unwrap();
         Sessions::open_at(&open, &run).unwrap();
         assert_eq!(mode(&open), 0o700);
     }
+    // But nobody's home is closed to others.
+    fs::write(open.join("letter"), "").unwrap();
+    fs::set_permissions(&open, fs::Permissions::from_mode(0o755)).unwrap();
+    let error = Sessions::open_at(&open, &run).unwrap_err().to_string();
+    assert!(
+        error.contains("has other things in it") && error.contains("FARSIDE_STATE_DIR"),
+        "{error}"
+    );
+    assert_eq!(mode(&open), 0o755);
+    fs::write(open.join("create.lock"), "").unwrap();
+    Sessions::open_at(&open, &run).unwrap();
+    assert_eq!(mode(&open), 0o700);
 
     let link = folder.path().join("link");
     let real = folder.path().join("real");
