@@ -5,11 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
-use serde::Deserialize;
-
 use crate::journal::record::Micros;
 use crate::process::{PidFd, parent_pid};
 use crate::wire::Message;
+use crate::wire::message::sent_at;
 
 /// What waited for the launcher before us in a server's socket reaches us within this, once our sockets are bound.
 /// libzmq tries a lost connection again after 0.1 s.
@@ -107,18 +106,6 @@ impl Frontend {
         let just_began = now.saturating_sub(self.began) < STALE_WITHIN;
         just_began && sent_at(&message.header).is_some_and(|sent| sent < self.began)
     }
-}
-
-/// The `date` of a header: ISO 8601 with its offset from UTC.
-fn sent_at(header: &[u8]) -> Option<Micros> {
-    #[derive(Deserialize)]
-    struct Date<'a> {
-        #[serde(borrow)]
-        date: std::borrow::Cow<'a, str>,
-    }
-    let date = serde_json::from_slice::<Date<'_>>(header).ok()?.date;
-    let at: jiff::Timestamp = date.parse().ok()?;
-    Micros::try_from(at.as_microsecond()).ok()
 }
 
 /// jupyter_core's runtime folder, as the environment has it.

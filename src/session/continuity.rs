@@ -10,9 +10,11 @@
 
 use std::collections::VecDeque;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use crate::journal::record::Micros;
+use crate::wire::message::sent_at;
 
 /// A number that is still missing after this never comes.
 const GRACE: Micros = 1_000_000;
@@ -37,7 +39,8 @@ const AHEAD_MAX: usize = 256;
 pub(super) struct Loss {
     /// How many messages.
     pub messages: u64,
-    /// Wall time of the last message before them.
+    /// Wall time of the last message before them: when the engine made it, where it says so. (They come together where
+    /// nobody took them for a while.)
     pub from: Micros,
     /// And of the first one behind.
     pub until: Micros,
@@ -99,6 +102,8 @@ pub(super) struct Continuity {
     taken_over_at: Option<u64>,
     /// Wall time of the newest message.
     last: Micros,
+    /// Its header.
+    last_header: Bytes,
     holes: VecDeque<Hole>,
     /// Numbers of replies that came before iopub was so far.
     ahead: VecDeque<u64>,
@@ -158,7 +163,15 @@ impl Continuity {
 
     /// Takes in a message of the engine with this pid. `in_order`: it came on iopub, where a number that is left out
     /// is a hole; `wall` and `awake`: the clocks.
-    pub fn see(&mut self, msg_id: &str, pid: u32, in_order: bool, wall: Micros, awake: Micros) {
+    pub fn see(
+        &mut self,
+        msg_id: &str,
+        header: &Bytes,
+        pid: u32,
+        in_order: bool,
+        wall: Micros,
+        awake: Micros,
+    ) {
         let Some((prefix, number)) = numbered(msg_id, pid) else {
             return;
         };
@@ -169,6 +182,7 @@ impl Continuity {
                 self.holes.clear();
                 self.ahead.clear();
                 (self.next, self.last) = (number + 1, wall);
+                self.last_header.clone_from(header);
             }
             return;
         }
@@ -181,10 +195,11 @@ impl Continuity {
             let of_last_host =
                 self.taken_over_at.take() == Some(self.next) && number - self.next < SURE_MIN;
             if number > self.next && !of_last_host {
+                let made = sent_at(&self.last_header);
                 self.holes.push_back(Hole {
                     first: self.next,
                     end: number,
-                    from: self.last,
+                    from: made.map_or(self.last, |made| made.min(self.last)),
                     until: wall,
                     since: awake,
                 });
@@ -205,6 +220,7 @@ impl Continuity {
             return;
         }
         self.last = wall;
+        self.last_header.clone_from(header);
         if self.holes.len() > HOLES_MAX
             && let Some(oldest) = self.holes.pop_front()
         {
@@ -281,7 +297,33 @@ mod tests {
     const SECOND: Micros = 1_000_000;
 
     fn see(continuity: &mut Continuity, number: u64, in_order: bool, time: Micros) {
-        continuity.see(&format!("s_1_7_{number}"), 7, in_order, time, time);
+        let msg_id = format!("s_1_7_{number}");
+        continuity.see(&msg_id, &Bytes::new(), 7, in_order, time, time);
+    }
+
+    #[test]
+    fn what_waited_long_is_told_with_the_time_at_which_it_was_made() {
+        let mut numbers = Continuity::default();
+        let header = |date: &str| Bytes::from(format!(r#"{{"date": "{date}"}}"#));
+        let day = sent_at(&header("2026-11-26T00:00:00Z")).unwrap();
+        let (read_at, last) = (day + 9 * SECOND, header("2026-11-26T00:00:02.500000Z"));
+        numbers.see("s_1_7_1", &last, 7, true, read_at, 1);
+        numbers.see("s_1_7_50", &header("x"), 7, true, read_at, 1);
+        let loss = numbers.loss(9 * SECOND, true).unwrap();
+        let expected = (day + 2 * SECOND + 500_000, read_at);
+        assert_eq!((loss.from, loss.until), expected);
+        // A clock that is wrong is not believed beyond the time at which the message came.
+        numbers.see(
+            "s_1_7_51",
+            &header("2030-01-01T00:00:00Z"),
+            7,
+            true,
+            read_at,
+            1,
+        );
+        numbers.see("s_1_7_90", &header("x"), 7, true, read_at + 1, 1);
+        let loss = numbers.loss(99 * SECOND, true).unwrap();
+        assert_eq!((loss.from, loss.until), (read_at, read_at + 1));
     }
 
     #[test]
@@ -326,8 +368,9 @@ mod tests {
         see(&mut numbers, 92, true, 2);
         assert_eq!(numbers.loss(9 * SECOND, true), None);
         // A new engine counts from 0, under another pid.
-        numbers.see("s_1_8_0", 8, true, 3, 3);
-        numbers.see("s_1_8_1", 8, true, 4, 4);
+        for (msg_id, time) in [("s_1_8_0", 3), ("s_1_8_1", 4)] {
+            numbers.see(msg_id, &Bytes::new(), 8, true, time, time);
+        }
         assert_eq!(numbers.loss(9 * SECOND, true), None);
     }
 

@@ -76,7 +76,7 @@ impl Core {
             let in_order = channel == Channel::Iopub;
             let Now { wall, awake, .. } = self.clocks;
             self.continuity
-                .see(&header.msg_id, pid, in_order, wall, awake);
+                .see(&header.msg_id, &message.header, pid, in_order, wall, awake);
         }
         let parent = message.parent();
         let n = parent

@@ -246,6 +246,18 @@ pub fn iso8601(micros: u64) -> String {
     format!("{:.6}", time.unwrap_or(jiff::Timestamp::MAX))
 }
 
+/// When a message was made, by its header's `date`: ISO 8601 with its offset from UTC. Microseconds since the Unix epoch.
+pub fn sent_at(header: &[u8]) -> Option<u64> {
+    #[derive(Deserialize)]
+    struct Date<'a> {
+        #[serde(borrow)]
+        date: Cow<'a, str>,
+    }
+    let date = serde_json::from_slice::<Date<'_>>(header).ok()?.date;
+    let at: jiff::Timestamp = date.parse().ok()?;
+    u64::try_from(at.as_microsecond()).ok()
+}
+
 /// `header` with another `session`; every other byte stays. A header without one gets it as its first field. What
 /// is no JSON object is given back as it is.
 pub fn with_session_id(header: &Bytes, session_id: &str) -> Bytes {
