@@ -626,10 +626,15 @@ impl State {
                     return;
                 }
                 let msg_id = header_id(parent);
-                let asked = self
-                    .pending
-                    .get(&RequestName::of_text(parent))
-                    .and_then(|pending| pending.iter().find(|asked| asked.client == *client));
+                // Two sockets of a client may use one msg_id.
+                let is_attached = |asked: &Asked| {
+                    let mut attached = self.attachments.iter();
+                    attached.any(|attachment| attachment.asked == *asked)
+                };
+                let asked = self.pending.get(&RequestName::of_text(parent));
+                let asked = asked.into_iter().flatten().find(|asked| {
+                    asked.client == *client && asked.header == *parent && !is_attached(asked)
+                });
                 if let Some(asked) = asked.cloned() {
                     self.attachments.push(Attachment {
                         msg_id,

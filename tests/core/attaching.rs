@@ -586,3 +586,33 @@ fn without_an_argument_what_a_person_ran_last_is_meant() {
     let query = answer(&mut b, Answer::Execution(None));
     assert_eq!(selector(query), Selector::Number(2));
 }
+
+/// jupyter_client's Session objects count from 0 each, so that two sockets of one launcher may use the same msg_id.
+#[test]
+fn two_sockets_with_one_msg_id_get_their_reply_each() {
+    let (mut b, _, run) = running();
+    let other = b.attach();
+    let first = b.attach_to(other, "a1");
+    for identity in ["another socket", "a third"] {
+        let mut request = first.clone();
+        request.identities = vec![identity.into()];
+        b.send(other, Channel::Shell, &request);
+    }
+    let place = b.records.len();
+    b.engine_ends_ok(&run);
+    let to = |record: &Record| match &record.body {
+        Body::Reply { message, .. } if message.parent_header == first.header => {
+            Some(message.identities.clone())
+        }
+        _ => None,
+    };
+    let mut replied: Vec<_> = b.records[place..].iter().filter_map(to).collect();
+    replied.sort();
+    let mut expected = vec![
+        first.identities.clone(),
+        vec!["another socket".into()],
+        vec!["a third".into()],
+    ];
+    expected.sort();
+    assert_eq!(replied, expected);
+}
