@@ -170,6 +170,15 @@ pub fn signal(pid: u32, signal: i32) -> io::Result<()> {
     }
 }
 
+/// Whether no process has this pid, or only one that has ended. Where there is no descriptor to look closer, one that
+/// has not been waited for counts as there.
+pub fn is_gone(pid: u32) -> bool {
+    match PidFd::open(pid) {
+        Ok(process) => process.has_ended(),
+        Err(_) => signal(pid, 0).is_err_and(|error| error.raw_os_error() == Some(libc::ESRCH)),
+    }
+}
+
 /// Sends a signal to a process group, by the id of its leader.
 pub fn signal_group(leader: u32, signal: i32) -> io::Result<()> {
     // 0 and 1 would mean our own group and everybody.

@@ -199,6 +199,7 @@ fn records() -> Vec<Record> {
             from: 1,
             until: 2,
             why: "the host was not there".into(),
+            said: false,
         }),
         Body::Note(Note::EngineEnded {
             generation: 1,

@@ -149,7 +149,12 @@ fn describe_note(note: &Note, time: Micros) -> Option<String> {
     /// A loss is noticed some time after, and the lines that came meanwhile stand before its note.
     const LATE: Micros = 500_000;
     Some(match note {
-        Note::Gap { from, until, why } => {
+        Note::Gap {
+            from,
+            until,
+            why,
+            said: false,
+        } => {
             let secs = until.saturating_sub(*from) as f64 / 1e6;
             match time.saturating_sub(*until) {
                 late @ LATE.. => {
@@ -184,6 +189,7 @@ fn describe_note(note: &Note, time: Micros) -> Option<String> {
             "the engine's heartbeat does not answer; its process lives".to_owned()
         }
         Note::Notice { said: true, .. }
+        | Note::Gap { said: true, .. }
         | Note::Clock { .. }
         | Note::Usage { .. }
         | Note::NotifyOf { .. }
@@ -421,6 +427,7 @@ mod tests {
                     from: 2_500_000,
                     until: 5_000_000,
                     why: why.clone(),
+                    said: false,
                 }),
             ),
             item(
@@ -429,6 +436,7 @@ mod tests {
                     from: 0,
                     until: 2_500_000,
                     why,
+                    said: false,
                 }),
             ),
             Item::Gap(Gap {

@@ -12,7 +12,7 @@ use crate::launcher::read_connection_file;
 use crate::link::Frame;
 use crate::process::PidFd;
 use crate::session::event::Command;
-use crate::state_dir::{HostLock, Session, SessionState};
+use crate::state_dir::{HostLock, ProcessId, Session, SessionState};
 
 /// How long the processes may take to be gone once the session has ended: the host only closes its files then.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -71,14 +71,19 @@ fn kill(session: &Session) {
     let Some(status) = session.status() else {
         return;
     };
-    // The keeper first: it would start another host.
-    for process in [status.keeper, status.host, status.engine]
+    let held = |process: Option<ProcessId>| {
+        let process = process?;
+        PidFd::open_verified(process.pid, process.start_ticks).ok()
+    };
+    // Keeper and host replace each other: neither is to hear of the other's end.
+    let keeper = held(status.keeper);
+    if let Some(keeper) = &keeper {
+        let _ = keeper.signal(libc::SIGSTOP);
+    }
+    for held in [held(status.host), keeper, held(status.engine)]
         .into_iter()
         .flatten()
     {
-        let Ok(held) = PidFd::open_verified(process.pid, process.start_ticks) else {
-            continue;
-        };
         // The engine leads a group, and the others have their own.
         let _ = held
             .signal_group(libc::SIGKILL)

@@ -810,6 +810,7 @@ fn the_next_writer_knows_what_the_last_one_could_not_keep() {
         from: 2,
         until: 4,
         why: "refused".into(),
+        said: false,
     };
     let told = Record {
         body: Body::Note(gap),

@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::attachments::Attached;
 use self::folders::Accepting;
 use self::replacement::Replacement;
-use self::showing::Shape;
+use self::showing::{Named, Shape};
 use super::acks::Acks;
 use super::alarm::Alarm;
 use super::clients::{Opening, StreamId};
@@ -48,7 +48,7 @@ use crate::session::core::{Core, Facts};
 use crate::session::event::{Command, Effect, Event};
 use crate::session::state::State;
 use crate::session::turn::{Todo, Turn};
-use crate::state_dir::{HostLock, ProcessId, Session, now};
+use crate::state_dir::{HostLock, Session, now};
 use crate::wire::message::HeaderFields;
 use crate::wire::{Channel, Message};
 
@@ -131,7 +131,7 @@ struct Driver {
     hooks: Hooks,
     notifier: Notifier,
     usage: Sampler,
-    keeper_process: Option<ProcessId>,
+    keeper_process: Option<Named>,
     inbox: Inbox<Input>,
     clients: HashMap<ClientId, Attached>,
     streams: HashMap<StreamId, mpsc::UnboundedSender<Frame>>,
@@ -149,7 +149,7 @@ struct Driver {
     /// What status.json says of the session, and since when.
     shown: (Shape, Instant),
     /// This very process.
-    process: Option<ProcessId>,
+    process: Named,
     connection_file: Option<String>,
     accepting: Accepting,
     /// The session's folder was deleted: it ends when the last client has left.
@@ -278,7 +278,7 @@ pub(super) async fn run(
         status_due: None,
         show_due: None,
         shown: (Shape::default(), Instant::now()),
-        process: ProcessId::of(std::process::id()),
+        process: Named::new(std::process::id()),
         connection_file: None,
         accepting: Accepting {
             socket: None,
@@ -408,7 +408,11 @@ impl Driver {
                 if let EngineInput::Message { kept, .. } = &input {
                     self.kept.extend(kept.clone());
                 }
-                let output = self.engine.input(input, self.core.awaits_engine());
+                let output = (self.engine).input(
+                    input,
+                    self.core.awaits_engine(),
+                    self.core.engine_says_busy(),
+                );
                 if let Some(message) = output.keeper {
                     self.tell_keeper(message);
                 }
@@ -647,7 +651,7 @@ impl Driver {
     fn on_keeper(&mut self, message: FromKeeper) {
         match message {
             FromKeeper::Hello(hello) => {
-                self.keeper_process = ProcessId::of(hello.keeper_pid);
+                self.keeper_process = Some(Named::new(hello.keeper_pid));
                 for process in &hello.alive {
                     self.end_if_stray(process);
                 }

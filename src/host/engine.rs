@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::driver::Input;
 use super::health;
-use super::held::{Connection, Found, Kept, Stream};
+use super::held::{self, Connection, Found, Kept, Stream};
 use super::inbox::Inbox;
 use super::ingest;
 use crate::journal::record::ProcessEnd;
@@ -30,6 +31,9 @@ pub(super) const RETRY_EVERY: Duration = Duration::from_millis(4);
 
 /// An engine that was asked for a sign of life is asked again after this.
 const PROBE_AGAIN_AFTER: Duration = Duration::from_millis(500);
+
+/// An engine that was taken over, says nothing, and has not answered so many probes either, does not hear us.
+const DEAF_PROBES: u32 = 6;
 
 /// From a shutdown_request to SIGTERM: what Jupyter gives a kernel, roughly.
 const ORDERLY_END: Duration = Duration::from_secs(3);
@@ -127,7 +131,8 @@ pub(super) struct Endpoints {
     pub generation: u32,
     pub file: ConnectionFile,
     pub key: Key,
-    identity: Vec<u8>,
+    /// Ours, as a DEALER. On stdin an engine asks whoever has the identity that the request on shell had.
+    identity: Arc<Mutex<String>>,
 }
 
 /// What the engine needs of the host.
@@ -165,6 +170,12 @@ struct Current {
     connected: bool,
     /// An earlier host started it.
     adopted: bool,
+    /// A connection of that host's was closed, and made anew under the same identity.
+    reopened: bool,
+    /// Probes that it has not answered, while it said nothing either.
+    unanswered: u32,
+    /// Makes all connections but iopub's anew.
+    renamed: watch::Sender<()>,
     /// It was told to end.
     stopping: bool,
     senders: HashMap<Channel, mpsc::UnboundedSender<Message>>,
@@ -174,7 +185,7 @@ struct Current {
     _until: watch::Sender<()>,
     tasks: tokio::task::JoinSet<()>,
     end: Option<(Option<ProcessEnd>, String)>,
-    /// It has ended, and its iopub was read on since this was looked at.
+    /// Its iopub was read on since this was looked at.
     said_more: bool,
 }
 
@@ -255,7 +266,7 @@ impl EngineDriver {
         generation: u32,
         process: Process,
         was_ready: bool,
-        streams: impl FnMut(Channel) -> Stream,
+        mut found: impl FnMut(Channel) -> (u32, Found),
     ) -> Result<ToKeeper, String> {
         let path = self.connection_path();
         let text = std::fs::read_to_string(&path)
@@ -264,11 +275,19 @@ impl EngineDriver {
         if !was_ready {
             self.timer(generation, Timer::StartTimeout, self.start_timeout);
         }
+        let mut reopened = false;
         self.connect(
             Endpoints::new(&self.session, generation, file),
             Some(process.clone()),
-            streams,
+            |channel| {
+                let (position, found) = found(channel);
+                reopened |= channel != Channel::Iopub && matches!(found, Found::Broken);
+                Stream::new(channel, position, found)
+            },
         );
+        if let Some(current) = &mut self.current {
+            current.reopened = reopened;
+        }
         Ok(ToKeeper::Watch(process))
     }
 
@@ -282,6 +301,7 @@ impl EngineDriver {
         process: Option<Process>,
         mut streams: impl FnMut(Channel) -> Stream,
     ) {
+        let (renamed, _) = watch::channel(());
         let (until, receiver) = watch::channel(());
         let (iopub, inbox) = (streams(Channel::Iopub), self.inbox.clone());
         if let Err(error) = ingest::start(endpoints.clone(), iopub, inbox, receiver) {
@@ -302,6 +322,7 @@ impl EngineDriver {
                     unsent_bytes: unsent_bytes.clone(),
                 },
                 self.inbox.clone(),
+                renamed.subscribe(),
             ));
         }
         let (inbox, generation) = (self.inbox.clone(), endpoints.generation);
@@ -322,6 +343,9 @@ impl EngineDriver {
             // One that is taken over had bound them for the host before.
             bound: process.is_some(),
             adopted: process.is_some(),
+            reopened: false,
+            unanswered: 0,
+            renamed,
             process,
             up: Vec::new(),
             begun: Vec::new(),
@@ -419,7 +443,8 @@ impl EngineDriver {
     }
 
     /// Takes in what the sockets and timers say.
-    pub fn input(&mut self, input: EngineInput, awaited: bool) -> EngineOutput {
+    /// `awaited`: it has not answered the last probe; `says_busy`: it has said that it works.
+    pub fn input(&mut self, input: EngineInput, awaited: bool, says_busy: bool) -> EngineOutput {
         let mut output = EngineOutput::default();
         let Some(current) = self.current.as_mut() else {
             return output;
@@ -478,7 +503,7 @@ impl EngineDriver {
                 });
             }
             EngineInput::Timer { generation, timer } if generation == now_generation => {
-                self.on_timer(generation, timer, awaited, &mut output);
+                self.on_timer(generation, timer, awaited, says_busy, &mut output);
             }
             // The turn's end looks at what waits.
             EngineInput::Took => {}
@@ -496,6 +521,7 @@ impl EngineDriver {
         generation: u32,
         timer: Timer,
         awaited: bool,
+        says_busy: bool,
         output: &mut EngineOutput,
     ) {
         let Some(current) = self.current.as_mut() else {
@@ -503,7 +529,11 @@ impl EngineDriver {
         };
         match timer {
             Timer::ProbeAgain if awaited => {
-                output.event = Some(Event::EngineConnected { generation });
+                let was_deaf = current.rename_if_deaf(says_busy);
+                output.event = Some(match was_deaf {
+                    true => Event::EngineWasDeaf { generation },
+                    false => Event::EngineConnected { generation },
+                });
                 self.timer(generation, Timer::ProbeAgain, PROBE_AGAIN_AFTER);
             }
             Timer::ProbeAgain => {}
@@ -606,6 +636,24 @@ pub(super) struct EngineOutput {
     pub keeper: Option<ToKeeper>,
 }
 
+impl Current {
+    /// A ROUTER takes no second connection of an identity (unless it has ROUTER_HANDOVER) as long as it holds the first
+    /// for alive, which it may for as long as a cell runs. Then ours is to be another one. What it asks by the old one
+    /// (the input() of a cell that runs) would find nobody: so not before it is plain.
+    fn rename_if_deaf(&mut self, says_busy: bool) -> bool {
+        let is_quiet = self.end.is_none() && !std::mem::take(&mut self.said_more) && !says_busy;
+        self.unanswered = if is_quiet { self.unanswered + 1 } else { 0 };
+        if !self.reopened || self.unanswered < DEAF_PROBES {
+            return false;
+        }
+        tracing::warn!("the engine does not hear its new connections; they get another name");
+        self.reopened = false;
+        self.endpoints.rename();
+        self.renamed.send_replace(());
+        true
+    }
+}
+
 impl Drop for Current {
     fn drop(&mut self) {
         self.tasks.abort_all();
@@ -616,13 +664,18 @@ impl Endpoints {
     fn new(session: &Session, generation: u32, file: ConnectionFile) -> Self {
         let key = file.key();
         // The same for every host of this session, so that an adopted engine's replies find their way.
-        let identity = format!("farside-{}", session.json.id).into_bytes();
+        let identity = format!("farside-{}", session.json.id);
         Self {
             generation,
             file,
             key,
-            identity,
+            identity: Arc::new(Mutex::new(identity)),
         }
+    }
+
+    fn rename(&self) {
+        let mut identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        identity.push_str(&format!("-{}", uuid::Uuid::new_v4().simple()));
     }
 
     /// Of one of the channels.
@@ -636,8 +689,9 @@ impl Endpoints {
     }
 
     /// Ours, as a DEALER.
-    pub fn identity(&self) -> &[u8] {
-        &self.identity
+    pub fn identity(&self) -> Vec<u8> {
+        let identity = self.identity.lock().unwrap_or_else(PoisonError::into_inner);
+        identity.clone().into_bytes()
     }
 }
 
@@ -647,6 +701,7 @@ async fn run_channel(
     mut stream: Stream,
     mut outgoing: Outgoing,
     inbox: Inbox<Input>,
+    mut renamed: watch::Receiver<()>,
 ) {
     let generation = endpoints.generation;
     let channel = stream.channel;
@@ -659,6 +714,9 @@ async fn run_channel(
                 hold,
             }));
             tokio::select! {
+                // First: nothing more is to be sent there.
+                biased;
+                _ = renamed.changed() => held::shut_down(connection.reader.socket()),
                 () = read_channel(&endpoints, channel, &mut connection, &inbox) => {}
                 () = write_channel(&endpoints, writer, &mut outgoing, &inbox) => {}
             }

@@ -2,7 +2,7 @@
 //! [`Spool`] until it is in the journal, and the keeper holds socket and spool over a host's death.
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use super::engine::Endpoints;
 use crate::keeper::Fds;
@@ -21,9 +21,6 @@ pub(super) struct Stream {
     position: u64,
     /// The connection that an earlier host had.
     taken: Option<Taken>,
-    /// Behind our identity, where the engine may still hold the connection of it for alive: a ROUTER takes no second
-    /// one of the same name (unless it has ROUTER_HANDOVER).
-    suffix: String,
 }
 
 /// What there is of a stream that an earlier host had.
@@ -87,9 +84,14 @@ impl Kept {
 /// Closes a connection of an earlier host, whoever else has its descriptor: the engine would go on queueing for it.
 pub(super) fn close(fds: &Fds) {
     if let Some(socket) = fds.as_slice().first() {
-        // SAFETY: an open descriptor and a constant. An error is that it is closed already.
-        unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
+        shut_down(socket.as_fd());
     }
+}
+
+/// Ends a connection for all that have its descriptor.
+pub(super) fn shut_down(socket: BorrowedFd<'_>) {
+    // SAFETY: an open descriptor and a constant. An error is that it is closed already.
+    unsafe { libc::shutdown(socket.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
 impl Taken {
@@ -118,16 +120,14 @@ impl Taken {
 impl Stream {
     /// `position`: of the last message of it in the journal, if any.
     pub fn new(channel: Channel, position: u32, found: Found) -> Self {
-        let (taken, suffix) = match found {
-            Found::Nothing => (None, String::new()),
-            Found::Broken => (None, format!("-{}", uuid::Uuid::new_v4().simple())),
-            Found::Whole(taken) => (Some(taken), String::new()),
+        let taken = match found {
+            Found::Nothing | Found::Broken => None,
+            Found::Whole(taken) => Some(taken),
         };
         Self {
             channel,
             position: position.into(),
             taken,
-            suffix,
         }
     }
 
@@ -136,8 +136,7 @@ impl Stream {
         let (socket_type, identity) = match self.channel {
             Channel::Iopub => (SocketType::Sub, Vec::new()),
             Channel::Shell | Channel::Control | Channel::Stdin => {
-                let identity = [endpoints.identity(), self.suffix.as_bytes()].concat();
-                (SocketType::Dealer, identity)
+                (SocketType::Dealer, endpoints.identity())
             }
         };
         if let Some(taken) = self.taken.take() {

@@ -98,7 +98,7 @@ impl Source {
     pub fn files(&mut self) -> impl FnOnce() -> FromFiles + Send + 'static {
         let (mut reader, dir, seq) = (self.disk.take(), self.tail.dir().to_owned(), self.seq);
         move || {
-            let mut read = || {
+            let mut read = || -> io::Result<(Reader, Vec<Item>)> {
                 let mut reader = match reader.take() {
                     Some(reader) => reader,
                     None => Reader::open(&dir, seq + 1)?,
@@ -109,7 +109,8 @@ impl Source {
             let mut pauses = (0..READ_TRIES - 1).map(|tries| READ_AGAIN_AFTER * (1 << tries));
             loop {
                 match (read(), pauses.next()) {
-                    (Err(error), Some(pause)) => {
+                    // What is not the log's form will not be it later.
+                    (Err(error), Some(pause)) if error.kind() != io::ErrorKind::InvalidData => {
                         tracing::debug!(%error, "a reader that lags cannot read the journal now");
                         std::thread::sleep(pause);
                     }

@@ -82,11 +82,14 @@ fn note() -> impl Strategy<Value = Note> {
                 why,
             }
         }),
-        (any::<u64>(), any::<u64>(), any::<String>()).prop_map(|(from, until, why)| Note::Gap {
-            from,
-            until,
-            why
-        }),
+        (any::<u64>(), any::<u64>(), any::<String>(), any::<bool>()).prop_map(
+            |(from, until, why, said)| Note::Gap {
+                from,
+                until,
+                why,
+                said,
+            }
+        ),
         (client(), any::<String>(), any::<u32>())
             .prop_map(|(client, kind, pid)| Note::ClientAttached { client, kind, pid }),
         (client(), any::<String>()).prop_map(|(client, why)| Note::ClientDetached { client, why }),

@@ -207,6 +207,9 @@ pub enum Note {
         until: Micros,
         /// What caused it, in words.
         why: String,
+        /// A line in the running execution's output says so.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        said: bool,
     },
     /// A launcher or CLI client attached.
     ClientAttached {

@@ -50,7 +50,8 @@ impl Unkept {
         Self {
             file,
             since: (since != 0).then_some(since),
-            next_seq,
+            // A farside before that knew of the time only.
+            next_seq: if since == 0 { 0 } else { next_seq },
         }
     }
 

@@ -103,7 +103,8 @@ impl Writer {
             next_seq: recovered.next_seq,
             unkept,
             folder: options.sync.then(|| File::open(dir)).and_then(Result::ok),
-            name_unsynced: false,
+            // That of a host which was killed, say.
+            name_unsynced: options.sync,
             since_checkpoint: Some(0),
             scratch: Vec::new(),
         };

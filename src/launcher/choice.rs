@@ -61,7 +61,7 @@ pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Ch
     let engine = kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref());
     let name = (engine.as_ref()).map_or(&wanted.engine, |engine| &engine.name);
     let key = (wanted.name.as_deref()).map(|name| notebook_key(name, &wanted.cwd));
-    let mut tried = HashSet::new();
+    let (mut tried, mut ended) = (HashSet::new(), Vec::new());
     let candidates = || -> Result<(Vec<Session>, Vec<Session>), StateError> {
         let all = match &key {
             Some(key) => sessions.of_key(key, name)?,
@@ -76,8 +76,11 @@ pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Ch
             }
             match reach::open(&session, hello).await {
                 Ok(stream) => return Ok((session, stream)),
-                // It ended meanwhile, or somebody has it.
-                Err(error) => tracing::info!(%error, "not this session"),
+                // It ends just now, or somebody has it.
+                Err(error) => {
+                    tracing::info!(%error, "not this session");
+                    ended.extend(matches!(error, ReachError::Ended { .. }).then_some(session));
+                }
             }
         }
         // A host may take its time to answer, so nobody is kept waiting until here.
@@ -93,7 +96,8 @@ pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Ch
         let new = NewSession {
             key: key.clone(),
             settings: Config::load(&wanted.settings)?.given(),
-            predecessor: Sessions::predecessor(&over).map(|session| session.json.id.clone()),
+            predecessor: (ended.last().or(Sessions::predecessor(&over)))
+                .map(|session: &Session| session.json.id.clone()),
             header_session: known.clone(),
             ..new_session(
                 engine,

@@ -328,9 +328,14 @@ impl Shared {
         msg_type: &str,
         content: impl Into<Bytes>,
     ) {
+        let reply = self.own_reply(request, msg_type, content);
+        self.peers.borrow_mut().deliver(channel, reply);
+    }
+
+    fn own_reply(&self, request: &Message, msg_type: &str, content: impl Into<Bytes>) -> Message {
         let mut reply = self.own_message(&request.header, msg_type, content);
         reply.identities.clone_from(&request.identities);
-        self.peers.borrow_mut().deliver(channel, reply);
+        reply
     }
 
     fn own_message(&self, parent: &Bytes, msg_type: &str, content: impl Into<Bytes>) -> Message {

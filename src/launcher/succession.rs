@@ -36,8 +36,6 @@ pub(super) struct Served {
     pub since: u64,
 }
 
-impl Served {}
-
 /// Serves the session, and those that come after it. Returns when the launcher has nothing more to do.
 pub(super) async fn serve(
     shared: Rc<Shared>,

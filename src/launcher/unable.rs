@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Shared;
 use super::host_link::Outgoing;
-use crate::session::error_content;
+use crate::session::error_reply;
 use crate::wire::Message;
 
 /// So many messages wait for a subscriber that does not read; it misses what was before them.
@@ -25,23 +25,23 @@ impl Shared {
         let Ok(header) = message.header() else {
             return;
         };
-        let mut error = error_content(
-            ENAME,
-            &format!(
-                "{}. Run the cell again when this is mended (after a change to the kernelspec: restart the kernel first)",
-                why.trim_end_matches('.')
-            ),
+        let evalue = format!(
+            "{}. Run the cell again when this is mended (after a change to the kernelspec: restart the kernel first)",
+            why.trim_end_matches('.')
         );
+        let reply = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
+        let error = error_reply(&reply, ENAME, &evalue);
         self.publish(message, "status", &json!({ "execution_state": "busy" }));
         if request.is_execution() {
-            let output = json!({ "ename": ENAME, "evalue": error["evalue"], "traceback": error["traceback"] });
+            let output =
+                json!({ "ename": ENAME, "evalue": evalue, "traceback": error["traceback"] });
             self.publish(message, "error", &output);
         }
-        if header.msg_type == "kernel_info_request" {
-            error["banner"] = error["evalue"].clone();
+        let reply = self.own_reply(message, &reply, error.to_string());
+        // The session that has ended may have said beforehand what to answer.
+        if !self.kernel_info.was_answered(*channel, &reply) {
+            self.peers.borrow_mut().deliver(*channel, reply);
         }
-        let reply = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
-        self.answer(*channel, message, &reply, error.to_string());
         self.publish(message, "status", &json!({ "execution_state": "idle" }));
     }
 

@@ -132,6 +132,7 @@ impl Core {
             from,
             until: self.now,
             why: why.clone(),
+            said: self.state.running().is_some(),
         });
         if let Some((n, execution)) = self.state.running() {
             let header = execution.asked.header.clone();

@@ -269,6 +269,11 @@ impl Core {
                 });
             }
             Event::EngineConnected { generation } => self.on_engine_connected(generation),
+            Event::EngineWasDeaf { generation } => {
+                if generation == self.state.generation && self.adopted.is_some() {
+                    self.probe();
+                }
+            }
             Event::EngineMessage {
                 channel,
                 message,
@@ -307,6 +312,7 @@ impl Core {
                     from,
                     until: self.now,
                     why,
+                    said: false,
                 });
                 self.note_vital_again(from);
                 // A host that comes after us must not go on from what the journal had before.
@@ -407,6 +413,15 @@ impl Core {
     /// binds its sockets within a millisecond is connected before its keeper's word that it was started has come.
     pub fn awaits_engine(&self) -> bool {
         matches!(self.engine, Engine::Starting | Engine::Probing) || self.adopted.is_some()
+    }
+
+    /// Whether the engine has said that it works on something, and not that it is done.
+    pub fn engine_says_busy(&self) -> bool {
+        let executions = self.state.live.values();
+        executions
+            .into_iter()
+            .any(|execution| execution.told == Told::Busy)
+            || self.state.busy.iter().any(|busy| busy.client.is_none())
     }
 
     pub(super) fn effect(&mut self, effect: Effect) {

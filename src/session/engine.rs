@@ -8,7 +8,7 @@ use super::core::{Core, Engine, Then};
 use super::event::{Effect, NotifyOn};
 use super::state::{Asked, OpenBusy, RequestName, Told, is_idle};
 use crate::journal::record::{Body, ExecutionNumber, ExecutionState, Note, ProcessEnd};
-use crate::wire::message::with_session_id;
+use crate::wire::message::{PROTOCOL_VERSION, with_session_id};
 use crate::wire::{Channel, Message};
 
 impl Core {
@@ -323,10 +323,15 @@ impl Core {
         let Loss { from, until, .. } = loss;
         // It is known some time after.
         let ago = self.clocks.wall.saturating_sub(from) as f64 / 1e6;
-        self.say_in_running(&format!(
+        let said = self.say_in_running(&format!(
             "{why}. What is missing was printed about {ago:.1} s before this line."
         ));
-        self.note_vital(Note::Gap { from, until, why });
+        self.note_vital(Note::Gap {
+            from,
+            until,
+            why,
+            said,
+        });
     }
 
     /// Ends an execution whose reply and idle were sent, and all that is attached to it.
@@ -528,11 +533,11 @@ impl Core {
     }
 
     pub(super) fn refuse_with(&mut self, asked: &Asked, ename: &str, evalue: &str) {
-        let error = error_content(ename, evalue);
         let Ok(header) = serde_json::from_str::<crate::wire::Header<'_>>(&asked.header) else {
             return;
         };
         let reply_type = format!("{}_reply", header.msg_type.trim_end_matches("_request"));
+        let error = error_reply(&reply_type, ename, evalue);
         self.status(asked, "busy");
         self.reply(asked, 0, &reply_type, &error);
         self.answered(asked);
@@ -540,9 +545,24 @@ impl Core {
 }
 
 /// Content of a reply that says what went wrong.
-pub(crate) fn error_content(ename: &str, evalue: &str) -> Value {
+pub(super) fn error_content(ename: &str, evalue: &str) -> Value {
     json!({ "status": "error", "ename": ename, "evalue": evalue, "traceback": [format!("{ename}: {evalue}")],
         "execution_count": 0, "payload": [], "user_expressions": {} })
+}
+
+/// The same of a reply of any type.
+pub(crate) fn error_reply(reply_type: &str, ename: &str, evalue: &str) -> Value {
+    let mut content = error_content(ename, evalue);
+    if reply_type == "kernel_info_reply" {
+        // jupyter_client looks for a version in it, whatever its status, and jupyter console for the rest.
+        content["protocol_version"] = PROTOCOL_VERSION.into();
+        content["implementation"] = "farside".into();
+        content["implementation_version"] = env!("CARGO_PKG_VERSION").into();
+        content["language_info"] = json!({ "name": "", "version": "", "mimetype": "text/plain", "file_extension": ".txt" });
+        content["banner"] = evalue.into();
+        content["help_links"] = json!([]);
+    }
+    content
 }
 
 fn reply_status(reply: &str) -> Option<&'static str> {

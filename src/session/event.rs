@@ -59,6 +59,11 @@ pub enum Event {
         /// Which engine of the session.
         generation: u32,
     },
+    /// What the engine was asked since it was taken over did not reach it; what it is asked from now on does.
+    EngineWasDeaf {
+        /// Which engine of the session.
+        generation: u32,
+    },
     /// A message of the engine; identities of shell, control and stdin are already taken off.
     EngineMessage {
         /// Where it came from.

@@ -27,4 +27,4 @@ pub mod usage;
 pub mod view;
 mod waiting;
 
-pub(crate) use engine::error_content;
+pub(crate) use engine::error_reply;

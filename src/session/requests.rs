@@ -327,6 +327,9 @@ impl Core {
 
     /// Somebody ends the session, now.
     pub(super) fn end(&mut self, reason: String, now: bool) {
+        if !now && matches!(self.retiring, Some(Retiring::LastWords { .. })) {
+            return;
+        }
         self.note(Note::Ending {
             reason: reason.clone(),
             retire: false,

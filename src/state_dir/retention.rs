@@ -11,8 +11,7 @@ use super::{Session, SessionJson, Sessions, StateError, now};
 use crate::config::parse_duration;
 use crate::journal::record::Micros;
 
-/// Removing waits so long for others that create or remove sessions: milliseconds as a rule, but a launcher whose host
-/// does not come up holds the lock longer. The next time will do.
+/// Removing waits so long for others that create or remove sessions, which takes them milliseconds. The next time will do.
 const PRUNE_LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is kept of sessions that are over.

@@ -31,6 +31,7 @@ fn sandbox() -> Sandbox {
             from: NOON,
             until: NOON + 1_500_000,
             why: "the host was killed".into(),
+            said: false,
         }))
         .print(2, "after the gap\n")
         .state(2, ExecutionState::Ok)

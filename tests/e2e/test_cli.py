@@ -244,11 +244,13 @@ def test_what_is_run_behind_an_interrupt_runs(sandbox: Sandbox) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "no JSON"])
-def test_a_session_whose_file_is_damaged_can_be_ended(sandbox: Sandbox, text: str) -> None:
+@pytest.mark.parametrize("host", ["dead", "alive"])
+def test_a_session_whose_file_is_damaged_can_be_ended(sandbox: Sandbox, text: str, host: str) -> None:
     session = sandbox.session(sandbox.cli("new", "--name", "train", check=True)[1].strip())
     keeper = sandbox.keeper_pid(session)
     (sandbox.state / session["id"] / "session.json").write_text(text)
-    kill(session["host_pid"])
+    if host == "dead":
+        kill(session["host_pid"])
     code, _, err = sandbox.cli("exec", session["id"], "1")
     assert code == 4 and f"`farside stop {session['id']}` ends what runs of it" in err
     _, _, err = sandbox.cli("stop", session["id"], check=True)

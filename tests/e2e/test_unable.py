@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,11 @@ def test_a_bad_setting_is_told_in_the_cell(sandbox: Sandbox) -> None:
     assert launcher.running()
 
 
+def test_a_lifetime_past_the_cap_is_told(sandbox: Sandbox) -> None:
+    launcher = sandbox.launch(env={"FARSIDE_MAX_LIFETIME": "100h", "FARSIDE_MAX_LIFETIME_CAP": "1h"})
+    assert "a max_lifetime of 100h is more than is allowed here" in told(unable(launcher))
+
+
 def test_one_of_a_kernelspec_is_told_and_its_launcher_ends_as_any(sandbox: Sandbox) -> None:
     launcher = sandbox.launch(env={"FARSIDE_MAX_LIFETIME": "soon"})
     client = unable(launcher)
@@ -126,5 +132,6 @@ def test_a_notebook_that_is_run_fails_with_the_reason(sandbox: Sandbox) -> None:
     command = [sys.executable, "-m", "jupyter", "execute", "n.ipynb"]
     done = subprocess.run(command, env=sandbox.env, cwd=sandbox.work, capture_output=True, text=True, timeout=100)
     assert done.returncode != 0
-    assert "`8x` is no value for idle_timeout" in done.stderr, done.stderr
+    assert "nbclient.exceptions.CellExecutionError" in done.stderr, done.stderr
+    assert re.search(r"^FarsideError: .*`8x` is no value for idle_timeout", done.stderr, re.MULTILINE), done.stderr
     wait_until(lambda: not sandbox.processes(), "all processes to end", detail=sandbox.processes)

@@ -28,7 +28,7 @@ pub(super) enum Wanted {
     Over,
     /// Of all others (they run, or threads of theirs do, or they have just ended) with at least so many bytes of outputs.
     GoingOn { bytes_min: u64 },
-    /// Of none: what widgets, completions and magics have said. No replay shows it. Requests and replies are part of it.
+    /// Of none: what widgets and magics have said, and all requests but those of executions. No replay shows it.
     Unowned,
 }
 
@@ -209,7 +209,7 @@ impl Survey {
                     part.bytes += found.position.length;
                     part.last_seq = head.seq;
                 }
-                Kind::Iopub | Kind::Request | Kind::Reply if head.execution == UNOWNED => {
+                Kind::Iopub | Kind::Request if head.execution == UNOWNED => {
                     let (part, _) = executions.entry(UNOWNED).or_default();
                     part.bytes += found.position.length;
                     part.last_seq = head.seq;

@@ -118,7 +118,8 @@ impl Writing<'_> {
             return Ok(());
         }
         self.last_seq = head.seq;
-        let is_unowned = head.kind != Kind::Note && head.execution == UNOWNED;
+        let is_unowned =
+            matches!(head.kind, Kind::Iopub | Kind::Request) && head.execution == UNOWNED;
         if is_unowned && self.group.victims.contains_key(&UNOWNED) {
             return self.leave_out(found, UNOWNED, head.seq..=head.seq, (0, 0));
         }

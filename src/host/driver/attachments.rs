@@ -10,11 +10,14 @@ use crate::host::clients::{Admission, Opening, StreamId};
 use crate::host::cursor::Cursor;
 use crate::journal::record::ClientId;
 use crate::link::{Frame, KERNEL_INFO_VERSION, Refusal, Welcome};
-use crate::process::PidFd;
+use crate::process::{self, PidFd};
 use crate::session::event::Event;
 
 /// How long a client whose link broke may take to come back before it counts as gone; its process lives.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How soon a process that could not be watched is looked for again.
+const LOOK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// A client as the driver knows it.
 pub(super) struct Attached {
@@ -118,7 +121,7 @@ impl Driver {
             .map(|(other, attached)| (*other, attached.pid))
             .collect();
         for (other, pid) in others {
-            if PidFd::open(pid).is_ok_and(|process| !process.has_ended()) {
+            if !process::is_gone(pid) {
                 return true;
             }
             self.detach(other, "its process is gone");
@@ -128,18 +131,18 @@ impl Driver {
 
     fn watch_parent(&mut self, client: ClientId, parent: u32) {
         let inbox = self.inbox.clone();
-        match PidFd::open(parent) {
-            Ok(parent) => {
-                tokio::task::spawn_local(async move {
-                    if parent.wait().await.is_ok() {
-                        inbox.send_now(Input::Orphaned { client });
-                    }
-                });
+        tokio::task::spawn_local(async move {
+            // A look that fails (no descriptor is left) says nothing of the parent.
+            while !process::is_gone(parent) {
+                if let Ok(parent) = PidFd::open(parent)
+                    && parent.wait().await.is_ok()
+                {
+                    break;
+                }
+                tokio::time::sleep(LOOK_AGAIN_AFTER).await;
             }
-            Err(_) => {
-                inbox.send_now(Input::Orphaned { client });
-            }
-        }
+            inbox.send_now(Input::Orphaned { client });
+        });
     }
 
     pub(super) fn on_closed(&mut self, client: ClientId, stream: StreamId) {
@@ -151,8 +154,7 @@ impl Driver {
             return;
         }
         attached.main = None;
-        let lives = PidFd::open(attached.pid).is_ok_and(|process| !process.has_ended());
-        if lives && attached.claims {
+        if attached.claims && !process::is_gone(attached.pid) {
             self.expect(client);
         } else {
             self.detach(client, "it left");

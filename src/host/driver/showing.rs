@@ -37,6 +37,23 @@ pub(super) struct Shape {
     bounds: [Option<Duration>; 4],
 }
 
+/// A process of which status.json is to say more than its number; looked for again where there was no descriptor to look.
+pub(super) struct Named {
+    pid: u32,
+    id: Option<ProcessId>,
+}
+
+impl Named {
+    pub fn new(pid: u32) -> Self {
+        let id = ProcessId::of(pid);
+        Self { pid, id }
+    }
+
+    fn look(&mut self) {
+        self.id = self.id.or_else(|| ProcessId::of(self.pid));
+    }
+}
+
 impl Driver {
     /// What people look at changes in status.json at once; of the rest, and of what changes all the time, there is
     /// one write in a while.
@@ -70,7 +87,7 @@ impl Driver {
             state: self.core.session_state(),
             attached: self.clients.len(),
             engine: state.engine_pid,
-            keeper: self.keeper_process.map(|keeper| keeper.pid),
+            keeper: self.keeper_process.as_ref().map(|keeper| keeper.pid),
             extended: state.lifetime.extended,
             unkept_since: self.log.unkept_since(),
             bounds: [
@@ -87,6 +104,8 @@ impl Driver {
         self.status_due = None;
         self.show_due = None;
         self.shown = (self.shape(), Instant::now());
+        self.process.look();
+        self.keeper_process.iter_mut().for_each(Named::look);
         self.status_file.show(self.status());
         let target = self.usage_target();
         self.engine.set_active(target.active);
@@ -113,8 +132,8 @@ impl Driver {
             ends_at: ends.map(|(at, _)| at),
             ended_at: state.ended.is_some().then_some(state.last_record),
             end_reason: state.ended.clone(),
-            host: self.process,
-            keeper: self.keeper_process,
+            host: self.process.id,
+            keeper: self.keeper_process.as_ref().and_then(|keeper| keeper.id),
             engine: state.engine_pid.map(|pid| ProcessId {
                 pid,
                 start_ticks: state.engine_start_time,
@@ -147,7 +166,7 @@ impl Driver {
         Target {
             generation: state.generation,
             roots: Roots {
-                keeper: self.keeper_process.map(|keeper| keeper.pid),
+                keeper: self.keeper_process.as_ref().map(|keeper| keeper.pid),
                 host: std::process::id(),
                 engine: engine.map(|process| (process.pid, process.start_time)),
             },

@@ -8,7 +8,7 @@ use super::attachments::Attached;
 use super::{Driver, Input};
 use crate::host::clocks;
 use crate::host::engine::{CHANNELS, spawn_id};
-use crate::host::held::{self, Found, Stream, Taken};
+use crate::host::held::{self, Found, Taken};
 use crate::keeper::{self, Fds, Process, ToKeeper};
 use crate::session::event::{Event, Gap};
 use crate::state_dir::ProcessId;
@@ -101,12 +101,11 @@ impl Driver {
         };
         let heard = self.core.state().heard.clone();
         let was_ready = self.core.state().info.is_some();
-        let stream = |channel| {
+        let found = |channel| {
             let position = heard.get(&channel).copied().unwrap_or(0);
-            let found = found.remove(&channel).unwrap_or(Found::Nothing);
-            Stream::new(channel, position, found)
+            (position, found.remove(&channel).unwrap_or(Found::Nothing))
         };
-        match (self.engine).adopt(generation, process, was_ready, stream) {
+        match (self.engine).adopt(generation, process, was_ready, found) {
             Ok(watch) => self.tell_keeper(watch),
             Err(why) => self.event(Event::EngineEnded {
                 generation,
