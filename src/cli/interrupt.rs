@@ -1,16 +1,14 @@
 //! `farside interrupt`: what Ctrl-C in a notebook does.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use super::client::command;
+use super::client::{ask, block_on, quiet_hello, require_live};
 use super::{Exit, Output, find_session};
+use crate::launcher::reach;
 use crate::session::event::Command;
 
 /// How long the running code is waited for: it may tidy up, or not hear of it at all.
 const END_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often it is looked at.
-const LOOK_EVERY: Duration = Duration::from_millis(10);
 
 /// Interrupt what a session runs, as a notebook's stop button does.
 ///
@@ -25,20 +23,21 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, out: &mut Output) -> anyhow::Result<Exit> {
     let session = find_session(&args.session)?;
-    let running = || session.status().and_then(|status| status.running);
-    let interrupted = running();
-    command(&session, "interrupt", Command::Interrupt)?;
-    // What is asked of the engine before that is not run (stop_on_error).
-    let until = Instant::now() + END_TIMEOUT;
-    while interrupted.is_some() && running() == interrupted {
-        if Instant::now() >= until {
-            let name = &session.json.name;
-            out.message(&format!(
-                "what runs in {name} was interrupted, and has not ended yet; `farside stop {name} --now` kills its engine"
-            ));
-            break;
+    require_live(&session)?;
+    // The answer comes when what was interrupted is over.
+    let answer = block_on(async {
+        let mut stream = reach::open(&session, &quiet_hello("interrupt")).await?;
+        let asked = ask(&mut stream, &session, Command::Interrupt);
+        match tokio::time::timeout(END_TIMEOUT, asked).await {
+            Ok(answer) => answer.map(Some),
+            Err(_) => Ok(None),
         }
-        std::thread::sleep(LOOK_EVERY);
+    })?;
+    if answer.is_none() {
+        let name = &session.json.name;
+        out.message(&format!(
+            "what runs in {name} was interrupted, and has not ended yet; `farside stop {name} --now` kills its engine"
+        ));
     }
     Ok(Exit::Done)
 }

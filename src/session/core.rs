@@ -165,6 +165,8 @@ pub struct Core {
     pub(super) lookups: HashMap<u64, Lookup>,
     /// Commands to restart, which are answered when the new engine is there.
     pub(super) restarts: Vec<(u64, ClientId)>,
+    /// Commands that are answered when what they interrupted is over.
+    pub(super) interrupts: Vec<(u64, ClientId, ExecutionNumber)>,
     next_lookup: u64,
     /// When to ask an engine that has replied and not said idle, on the awake clock.
     pub(super) idle_due: Option<Micros>,
@@ -212,6 +214,7 @@ impl Core {
             presence: Presence::default(),
             lookups: HashMap::new(),
             restarts: Vec::new(),
+            interrupts: Vec::new(),
             next_lookup: 0,
             idle_due: None,
             journal_retry: None,

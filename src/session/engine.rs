@@ -347,6 +347,7 @@ impl Core {
         let reply = execution.and_then(|execution| execution.reply.clone());
         self.notify_finished(n, state);
         self.execution_state(n, state, reason);
+        self.answer_interrupts_of(n);
         let content = reply
             .and_then(|reply| serde_json::from_str(&reply).ok())
             .unwrap_or_else(|| json!({}));

@@ -600,6 +600,11 @@ impl Core {
             Command::Interrupt => {
                 self.note(Note::Interrupted);
                 self.interrupt_by_any_means();
+                // What is asked of the engine before that is over is not run (stop_on_error).
+                if let Some((n, _)) = self.state.running() {
+                    self.interrupts.push((id, client, n));
+                    return;
+                }
                 json!({ "ok": true })
             }
             Command::Extend { seconds } => self.extend_answer(seconds),
@@ -622,6 +627,16 @@ impl Core {
 
 impl Core {
     /// The engine that commands to restart wait for is there, or it never will be.
+    pub(super) fn answer_interrupts_of(&mut self, n: ExecutionNumber) {
+        let answered: Vec<_> = (self.interrupts)
+            .extract_if(.., |(_, _, interrupted)| *interrupted == n)
+            .collect();
+        for (id, client, _) in answered {
+            let answer = json!({ "ok": true });
+            self.effect(Effect::Reply { id, client, answer });
+        }
+    }
+
     pub(super) fn answer_restarts(&mut self, outcome: Result<(), &str>) {
         let answer = match outcome {
             Ok(()) => json!({ "ok": true }),

@@ -147,6 +147,8 @@ impl Driver {
 
     pub(super) fn on_closed(&mut self, client: ClientId, stream: StreamId) {
         self.streams.remove(&stream);
+        // Nobody waits for their answers.
+        self.commands.retain(|_, (its, _)| *its != stream);
         let Some(attached) = self.clients.get_mut(&client) else {
             return;
         };
