@@ -235,6 +235,11 @@ impl Config {
         Self::load_with(flags, environment(), Faults::PassedOver)
     }
 
+    /// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
+    pub fn log_filter(flags: &Flags) -> String {
+        Self::load_for_host(flags).map_or_else(|_| "info".to_owned(), |loaded| loaded.config.log)
+    }
+
     /// The settings that no process was given by its starter: defaults and `config.toml`. For what is done to
     /// sessions that others have started.
     pub fn load_shared() -> Result<Loaded, ConfigError> {

@@ -29,8 +29,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: &Args, _out: &mut Output) -> anyhow::Result<Exit> {
     // A bad one is told where it can be seen: in the notebook.
-    let log = Config::load_for_host(&args.settings).map(|loaded| loaded.config.log);
-    crate::logging::to_stderr(&log.unwrap_or_default());
+    crate::logging::to_stderr(&Config::log_filter(&args.settings));
     let file = launcher::read_connection_file(&args.connection_file)?;
     let named = args
         .session

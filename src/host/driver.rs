@@ -408,11 +408,9 @@ impl Driver {
                 if let EngineInput::Message { kept, .. } = &input {
                     self.kept.extend(kept.clone());
                 }
-                let output = (self.engine).input(
-                    input,
-                    self.core.awaits_engine(),
-                    self.core.engine_says_busy(),
-                );
+                let core = &self.core;
+                let output =
+                    (self.engine).input(input, core.awaits_engine(), || core.engine_says_busy());
                 if let Some(message) = output.keeper {
                     self.tell_keeper(message);
                 }

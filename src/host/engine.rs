@@ -444,7 +444,12 @@ impl EngineDriver {
 
     /// Takes in what the sockets and timers say.
     /// `awaited`: it has not answered the last probe; `says_busy`: it has said that it works.
-    pub fn input(&mut self, input: EngineInput, awaited: bool, says_busy: bool) -> EngineOutput {
+    pub fn input(
+        &mut self,
+        input: EngineInput,
+        awaited: bool,
+        says_busy: impl FnOnce() -> bool,
+    ) -> EngineOutput {
         let mut output = EngineOutput::default();
         let Some(current) = self.current.as_mut() else {
             return output;
@@ -521,7 +526,7 @@ impl EngineDriver {
         generation: u32,
         timer: Timer,
         awaited: bool,
-        says_busy: bool,
+        says_busy: impl FnOnce() -> bool,
         output: &mut EngineOutput,
     ) {
         let Some(current) = self.current.as_mut() else {
@@ -529,7 +534,7 @@ impl EngineDriver {
         };
         match timer {
             Timer::ProbeAgain if awaited => {
-                let was_deaf = current.rename_if_deaf(says_busy);
+                let was_deaf = current.rename_if_deaf(says_busy());
                 output.event = Some(match was_deaf {
                     true => Event::EngineWasDeaf { generation },
                     false => Event::EngineConnected { generation },

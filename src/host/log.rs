@@ -191,7 +191,7 @@ impl Log {
             return Appended::Kept;
         };
         let (last_seq, since) = (newest.seq, oldest.time);
-        let tells = records.iter().any(|record| tells_of_gap(record));
+        let tells = self.tells_of_unkept(&records);
         let result = match (&mut self.writer, self.closed) {
             (_, Some(why)) => Err(io::Error::other(why)),
             (Some(writer), None) => writer.append(&records).map(drop),
@@ -215,7 +215,7 @@ impl Log {
             return Appended::Kept;
         };
         let (seq, since) = (newest.seq, oldest.time);
-        let tells = records.iter().any(|record| tells_of_gap(record));
+        let tells = self.tells_of_unkept(&records);
         let result = match self.writer.take_if(|_| self.closed.is_none()) {
             Some(mut writer) => {
                 self.shown_bytes += self.tail.lock().extend(records.clone());
@@ -245,7 +245,13 @@ impl Log {
         self.appended(result, since, tells)
     }
 
-    /// `since`: of the first of what was appended. `tells`: a gap was noted in it.
+    /// Whether these say what the session was told.
+    fn tells_of_unkept(&self, records: &[Arc<Record>]) -> bool {
+        let is_gap = |record: &Arc<Record>| matches!(record.body, Body::Note(Note::Gap { .. }));
+        self.untold && records.iter().any(is_gap)
+    }
+
+    /// `since`: of the first of what was appended. `tells`: it says what the session was told.
     fn appended(&mut self, result: io::Result<()>, since: Micros, tells: bool) -> Appended {
         match result {
             Ok(()) => {
@@ -254,10 +260,7 @@ impl Log {
                     self.untold = true;
                     return Appended::Healed(since);
                 }
-                if self.untold
-                    && tells
-                    && let Some(writer) = &mut self.writer
-                {
+                if tells && let Some(writer) = &mut self.writer {
                     self.untold = false;
                     writer.told_of_unkept();
                 }
@@ -272,10 +275,6 @@ impl Log {
             }
         }
     }
-}
-
-fn tells_of_gap(record: &Record) -> bool {
-    matches!(record.body, Body::Note(Note::Gap { .. }))
 }
 
 impl Tail {

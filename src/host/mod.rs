@@ -64,12 +64,12 @@ pub fn main(args: &[OsString]) -> ExitCode {
     }
 }
 
-/// The `log` setting, as far as it can be known: what is wrong with the settings is said when there is a log.
+/// As the session's own settings have it.
 fn log_filter(args: &HostArgs) -> String {
     let flags = Session::open(&args.dirs.session_dir)
         .map(|session| Flags::from_pairs(&session.json.settings))
         .unwrap_or_default();
-    Config::load_for_host(&flags).map_or_else(|_| "info".to_owned(), |loaded| loaded.config.log)
+    Config::log_filter(&flags)
 }
 
 fn run(args: HostArgs) -> Result<ExitCode, Box<dyn std::error::Error>> {

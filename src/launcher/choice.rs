@@ -59,13 +59,15 @@ pub type Chosen = Result<(Session, Stream), ChoiceError>;
 pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Chosen {
     let sessions = Sessions::open()?;
     let engine = kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref());
-    let name = (engine.as_ref()).map_or(&wanted.engine, |engine| &engine.name);
+    let name = (engine.as_ref())
+        .map_or(&wanted.engine, |engine| &engine.name)
+        .clone();
     let key = (wanted.name.as_deref()).map(|name| notebook_key(name, &wanted.cwd));
     let (mut tried, mut ended) = (HashSet::new(), Vec::new());
     let candidates = || -> Result<(Vec<Session>, Vec<Session>), StateError> {
         let all = match &key {
-            Some(key) => sessions.of_key(key, name)?,
-            None => with_connection_file(&sessions, &wanted.connection_file, name)?,
+            Some(key) => sessions.of_key(key, &name)?,
+            None => with_connection_file(&sessions, &wanted.connection_file, &name)?,
         };
         Ok(all.into_iter().partition(Session::is_live))
     };
@@ -89,9 +91,9 @@ pub async fn choose(wanted: &Wanted, hello: &Hello, known: Option<String>) -> Ch
         if live.iter().any(|session| !tried.contains(&session.json.id)) {
             continue;
         }
-        let engine = match &engine {
-            Ok(engine) => engine,
-            Err(_) => &kernelspec::resolve(&wanted.engine, wanted.engine_spec.as_deref())?,
+        let engine = match engine {
+            Ok(ref engine) => engine,
+            Err(error) => return Err(error.into()),
         };
         let new = NewSession {
             key: key.clone(),

@@ -126,10 +126,7 @@ impl Core {
 
     /// Whether a request waits for an execution that it is attached to.
     pub(super) fn is_attached(&self, asked: &Asked) -> bool {
-        self.state
-            .attachments
-            .iter()
-            .any(|attachment| attachment.asked == *asked)
+        self.state.is_attached(asked)
     }
 
     /// A client leaves, and with it go its attachments. What ends them it reads only if it comes back after all.

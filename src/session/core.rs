@@ -420,10 +420,7 @@ impl Core {
 
     /// Whether the engine has said that it works on something, and not that it is done.
     pub fn engine_says_busy(&self) -> bool {
-        let executions = self.state.live.values();
-        executions
-            .into_iter()
-            .any(|execution| execution.told == Told::Busy)
+        (self.state.live.values()).any(|execution| execution.told == Told::Busy)
             || self.state.busy.iter().any(|busy| busy.client.is_none())
     }
 

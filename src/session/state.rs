@@ -293,6 +293,12 @@ impl State {
             .is_some_and(|pending| pending.contains(asked))
     }
 
+    /// Whether this request waits for an execution that it is attached to.
+    pub fn is_attached(&self, asked: &Asked) -> bool {
+        let mut attached = self.attachments.iter();
+        attached.any(|attachment| attachment.asked == *asked)
+    }
+
     /// Whether this request was here already: the same from the same socket.
     pub fn has_seen(&self, asked: &Asked) -> bool {
         self.seen.contains(&asked.fingerprint())
@@ -627,13 +633,9 @@ impl State {
                 }
                 let msg_id = header_id(parent);
                 // Two sockets of a client may use one msg_id.
-                let is_attached = |asked: &Asked| {
-                    let mut attached = self.attachments.iter();
-                    attached.any(|attachment| attachment.asked == *asked)
-                };
                 let asked = self.pending.get(&RequestName::of_text(parent));
                 let asked = asked.into_iter().flatten().find(|asked| {
-                    asked.client == *client && asked.header == *parent && !is_attached(asked)
+                    asked.client == *client && asked.header == *parent && !self.is_attached(asked)
                 });
                 if let Some(asked) = asked.cloned() {
                     self.attachments.push(Attachment {

@@ -24,7 +24,8 @@ pub(super) enum Replacement {
 
 impl Driver {
     /// Asks the keeper for another host in our place. Then all that is in memory only must be out: requests to the
-    /// engine, also to one that is still starting, are waited for, people's notifications and commands that wait for an answer are a reason not to.
+    /// engine, also to one that is still starting, are waited for, people's notifications and commands that wait for an
+    /// answer are a reason not to.
     pub(super) fn replace_by(&mut self, id: u64, program: &str) {
         let busy = if self.replacement != Replacement::None {
             Some("it is just being replaced")
